@@ -1,0 +1,25 @@
+// The random draw of the CUHK03 protocol: a counter-based generator (SplitMix64), so that every backend and every
+// number of threads draws the same images.
+#pragma once
+
+#include "macros.h"
+
+namespace reidops {
+
+REIDOPS_HD uint64_t split_mix(uint64_t x) {
+  uint64_t z = x + 0x9E3779B97F4A7C15ull;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  return z ^ (z >> 31);
+}
+
+// Which of `count` images of an identity the given draw takes for a query: 0 .. count - 1.
+REIDOPS_HD int64_t draw_image(int64_t seed, int64_t query, int64_t draw, int64_t identity, int64_t count) {
+  const uint64_t a = split_mix(static_cast<uint64_t>(seed));
+  const uint64_t b = split_mix(a ^ static_cast<uint64_t>(query));
+  const uint64_t c = split_mix(b ^ static_cast<uint64_t>(draw));
+  const uint64_t z = split_mix(c ^ static_cast<uint64_t>(identity));
+  return static_cast<int64_t>(((z >> 32) * static_cast<uint64_t>(count)) >> 32);
+}
+
+}  // namespace reidops

@@ -1,0 +1,13 @@
+// The one order of neighbours: nearer first, equal distances by the lower index.
+#pragma once
+
+#include "macros.h"
+
+namespace reidops {
+
+template <typename T>
+REIDOPS_HD bool ranks_before(T distance_a, int64_t index_a, T distance_b, int64_t index_b) {
+  return distance_a < distance_b || (distance_a == distance_b && index_a < index_b);
+}
+
+}  // namespace reidops

@@ -1,0 +1,180 @@
+// batch_hard: each anchor's farthest sample of its label and nearest of another (Hermans 2017), with gradient.
+//
+// Selection runs over tiles of squared distances, 2 B^2 d FLOPs, memory O(B d); the two distances returned are computed
+// again from the differences. The anchor is a positive candidate at distance 0. Ties: the lowest index.
+#include <cmath>
+#include <limits>
+#include <unordered_map>
+
+#include "tensor.h"
+#include "tiles.h"
+
+namespace reidops {
+namespace {
+
+using Result = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// Labels as 32-bit numbers 0, 1, ... in order of appearance, which vectors compare faster.
+std::vector<int32_t> compact_labels(const int64_t* labels, int64_t count) {
+  std::unordered_map<int64_t, int32_t> numbers;
+  std::vector<int32_t> compact(count);
+  for (int64_t i = 0; i < count; ++i)
+    compact[i] = numbers.emplace(labels[i], static_cast<int32_t>(numbers.size())).first->second;
+  STD_TORCH_CHECK(numbers.size() != 1, "every anchor needs a sample of another label, but all labels are equal");
+  return compact;
+}
+
+template <typename T>
+struct Hardest {
+  T positive = -std::numeric_limits<T>::infinity(), negative = std::numeric_limits<T>::infinity();
+  int64_t positive_index = -1, negative_index = -1;
+
+  // distances[j] belongs to sample first + j
+  void add(const T* distances, const int32_t* labels, int32_t label, int64_t first, int64_t count,
+           const Kernels<T>& kernel) {
+    T farthest = positive, nearest = negative;
+    kernel.labelled_extrema(distances, labels + first, label, count, &farthest, &nearest);
+    for (int64_t j = 0; farthest > positive && j < count; ++j) {
+      if (labels[first + j] == label && distances[j] == farthest) positive = farthest, positive_index = first + j;
+    }
+    for (int64_t j = 0; nearest < negative && j < count; ++j) {
+      if (labels[first + j] != label && distances[j] == nearest) negative = nearest, negative_index = first + j;
+    }
+  }
+};
+
+Result batch_hard(const Tensor& features_in, const Tensor& labels_in) {
+  const Tensor features = dense(features_in, 2, "features");
+  const int64_t batch = features.size(0), d = features.size(1);
+  const Tensor labels = dense_int64(labels_in, batch, "labels");
+  STD_TORCH_CHECK(batch >= 1 && d >= 1, "features should not be empty");
+  const std::vector<int32_t> compact = compact_labels(data<int64_t>(labels), batch);
+  Tensor positive = new_tensor({batch}, features.scalar_type()), negative = new_tensor({batch}, features.scalar_type());
+  Tensor positive_index = new_tensor({batch}, ScalarType::Long), negative_index = new_tensor({batch}, ScalarType::Long);
+  return with_floating_type(features, "features", [&](auto zero) {
+    using T = decltype(zero);
+    const auto& kernel = kernels<T>();
+    const T* x = data<T>(features);
+    std::vector<Hardest<T>> hardest(batch);
+    EuclideanTiles<T> tiles(x, batch, x, batch, d);
+    for_each_tile(tiles, 0, batch, 0, batch,
+                  [&](int64_t, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* tile, int64_t stride) {
+                    for (int64_t i = i0; i < i1; ++i)
+                      hardest[i].add(tile + (i - i0) * stride, compact.data(), compact[i], j0, j1 - j0, kernel);
+                  });
+    T *p = mutable_data<T>(positive), *n = mutable_data<T>(negative);
+    int64_t *pi = mutable_data<int64_t>(positive_index), *ni = mutable_data<int64_t>(negative_index);
+    parallel_ranges(batch, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        // Features that are not numbers leave no index: the anchor itself stands in, and the distance says NaN.
+        pi[i] = hardest[i].positive_index < 0 ? i : hardest[i].positive_index;
+        ni[i] = hardest[i].negative_index < 0 ? i : hardest[i].negative_index;
+        p[i] = std::sqrt(kernel.pair_squared_distance(x + i * d, x + pi[i] * d, d));
+        n[i] = hardest[i].negative_index < 0 ? std::numeric_limits<T>::quiet_NaN()
+                                             : std::sqrt(kernel.pair_squared_distance(x + i * d, x + ni[i] * d, d));
+      }
+    });
+    return Result(positive, negative, positive_index, negative_index);
+  });
+}
+
+// Adds the gradient of one kind of pair: for anchor a and partner b = index[a], s = grad[a] / distance[a]:
+//   d x_a += s (x_a - x_b),  d x_b -= s (x_a - x_b).
+// Each sample gathers its own and its partners' terms in ascending order of anchors, so threads never share a row and
+// the sum does not depend on their number.
+template <typename T>
+void add_pair_gradients(const T* x, const T* grad, const T* distance, const int64_t* index, int64_t batch, int64_t d,
+                        T* out) {
+  std::vector<int64_t> first(batch + 1, 0), anchors(batch);
+  for (int64_t a = 0; a < batch; ++a) {
+    STD_TORCH_CHECK(index[a] >= 0 && index[a] < batch, "index out of range");
+    ++first[index[a] + 1];
+  }
+  for (int64_t i = 0; i < batch; ++i) first[i + 1] += first[i];
+  std::vector<int64_t> next(first.begin(), first.end() - 1);
+  for (int64_t a = 0; a < batch; ++a) anchors[next[index[a]]++] = a;
+  const auto slope = [&](int64_t a) { return distance[a] > T(0) ? grad[a] / distance[a] : T(0); };
+  parallel_ranges(batch, (1 << 14) / d + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T* to = out + i * d;
+      const T* self = x + i * d;
+      const auto add = [&](T scale, const T* other) {
+        if (scale == T(0)) return;
+        for (int64_t k = 0; k < d; ++k) to[k] += scale * (self[k] - other[k]);
+      };
+      add(slope(i), x + index[i] * d);
+      for (int64_t r = first[i]; r < first[i + 1]; ++r) add(slope(anchors[r]), x + anchors[r] * d);
+    }
+  });
+}
+
+Tensor batch_hard_backward(const Tensor& grad_positive_in, const Tensor& grad_negative_in, const Tensor& features_in,
+                           const Tensor& positive_in, const Tensor& negative_in, const Tensor& positive_index_in,
+                           const Tensor& negative_index_in) {
+  const Tensor features = dense(features_in, 2, "features");
+  const int64_t batch = features.size(0), d = features.size(1);
+  const Tensor grad_positive = dense(grad_positive_in, 1, "grad_positive"),
+               grad_negative = dense(grad_negative_in, 1, "grad_negative");
+  const Tensor positive = dense(positive_in, 1, "positive_distance"),
+               negative = dense(negative_in, 1, "negative_distance");
+  for (const Tensor* t : {&grad_positive, &grad_negative, &positive, &negative}) {
+    STD_TORCH_CHECK(t->size(0) == batch && t->scalar_type() == features.scalar_type(),
+                    "gradients and distances should match features");
+  }
+  const Tensor positive_index = dense_int64(positive_index_in, batch, "positive_index");
+  const Tensor negative_index = dense_int64(negative_index_in, batch, "negative_index");
+  Tensor out = new_tensor({batch, d}, features.scalar_type());
+  return with_floating_type(features, "features", [&](auto zero) {
+    using T = decltype(zero);
+    const T* x = data<T>(features);
+    T* result = mutable_data<T>(out);
+    std::fill_n(result, batch * d, T(0));
+    add_pair_gradients(x, data<T>(grad_positive), data<T>(positive), data<int64_t>(positive_index), batch, d, result);
+    add_pair_gradients(x, data<T>(grad_negative), data<T>(negative), data<int64_t>(negative_index), batch, d, result);
+    return out;
+  });
+}
+
+Result batch_hard_from_distance(const Tensor& distance_in, const Tensor& labels_in) {
+  const Tensor distance = dense(distance_in, 2, "distance");
+  const int64_t batch = distance.size(0);
+  STD_TORCH_CHECK(batch >= 1 && distance.size(1) == batch, "distance should be square and not empty");
+  const Tensor labels = dense_int64(labels_in, batch, "labels");
+  const std::vector<int32_t> compact = compact_labels(data<int64_t>(labels), batch);
+  Tensor positive = new_tensor({batch}, distance.scalar_type()), negative = new_tensor({batch}, distance.scalar_type());
+  Tensor positive_index = new_tensor({batch}, ScalarType::Long), negative_index = new_tensor({batch}, ScalarType::Long);
+  return with_floating_type(distance, "distance", [&](auto zero) {
+    using T = decltype(zero);
+    const T* from = data<T>(distance);
+    T *p = mutable_data<T>(positive), *n = mutable_data<T>(negative);
+    int64_t *pi = mutable_data<int64_t>(positive_index), *ni = mutable_data<int64_t>(negative_index);
+    parallel_ranges(batch, (1 << 14) / batch + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const T* row = from + i * batch;
+        int64_t far = -1, near = -1;
+        for (int64_t j = 0; j < batch; ++j) {
+          if (compact[j] == compact[i]) {
+            if (far < 0 || row[j] > row[far]) far = j;
+          } else if (near < 0 || row[j] < row[near]) {
+            near = j;
+          }
+        }
+        p[i] = row[far];
+        n[i] = row[near];
+        pi[i] = far;
+        ni[i] = near;
+      }
+    });
+    return Result(positive, negative, positive_index, negative_index);
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(reidops, CPU, m) {
+  m.impl("batch_hard", TORCH_BOX(&batch_hard));
+  m.impl("batch_hard_backward", TORCH_BOX(&batch_hard_backward));
+  m.impl("batch_hard_from_distance", TORCH_BOX(&batch_hard_from_distance));
+}
+
+}  // namespace reidops

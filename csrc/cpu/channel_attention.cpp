@@ -1,0 +1,206 @@
+// channel_attention: softmax(query @ key^T) @ value over channels, the leader attention of MuDeep_v2, without the C x C
+// matrix.
+//
+// query, key, value: (B, C, L). A thread takes kBlock channels at a time: their C scores, the softmax and the weighted
+// sum, 4 C L FLOPs a channel, while keys and values, packed once an image, stream from the cache. Backward recomputes
+// the scores from the saved logarithm of each row's sum: once by rows (gradient of query) and once by columns (of key
+// and value), so that every result has one writer and the sums do not depend on the number of threads.
+#include <cmath>
+#include <limits>
+
+#include "pack.h"
+#include "tensor.h"
+
+namespace reidops {
+namespace {
+
+constexpr int64_t kBlock = 64;
+
+// The right-hand side of a product, packed by all threads.
+template <typename T>
+class Right {
+ public:
+  // Row r, step k of the depth: x[r * row_stride + k * depth_stride].
+  void pack(const T* x, int64_t rows, int64_t row_stride, int64_t depth, int64_t depth_stride) {
+    depth_ = depth;
+    panels_ = ceil_div(rows, kernel_.lanes);
+    T* packed = packed_.reserve(panels_ * kernel_.lanes * depth);
+    parallel_ranges(panels_, (1 << 14) / (depth * kernel_.lanes) + 1, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kernel_.lanes;
+      pack_rows(x + first * row_stride, std::min(end * kernel_.lanes, rows) - first, row_stride, depth, depth_stride,
+                kernel_.lanes, packed + first * depth);
+    });
+  }
+  void pack_plain(const T* x, int64_t rows, int64_t depth) { pack(x, rows, depth, depth, 1); }      // x: (rows, depth)
+  void pack_transposed(const T* x, int64_t rows, int64_t depth) { pack(x, rows, 1, depth, rows); }  // x: (depth, rows)
+
+  int64_t stride() const { return panels_ * kernel_.lanes; }
+  int64_t depth() const { return depth_; }
+  const T* get() const { return packed_.get(); }
+  int64_t panels() const { return panels_; }
+
+ private:
+  const Kernels<T>& kernel_ = kernels<T>();
+  Scratch<T> packed_;
+  int64_t panels_ = 0, depth_ = 0;
+};
+
+// One thread's buffers for products of a block of rows.
+template <typename T>
+class Block {
+ public:
+  // (rows, depth) rows `stride` apart times right^T; the result has rows right.stride() apart.
+  T* multiply(const T* left, int64_t rows, int64_t stride, const Right<T>& right, Scratch<T>& result) {
+    const int64_t panels = ceil_div(rows, kernel_.rows);
+    T* packed = packed_.reserve(panels * kernel_.rows * right.depth());
+    pack_rows(left, rows, stride, right.depth(), 1, kernel_.rows, packed);
+    T* products = result.reserve(panels * kernel_.rows * right.stride());
+    kernel_.multiply(packed, panels, right.get(), right.panels(), right.depth(), products, right.stride());
+    return products;
+  }
+
+  Scratch<T> scores, slopes, sums;
+
+ private:
+  const Kernels<T>& kernel_ = kernels<T>();
+  Scratch<T> packed_;
+};
+
+struct Sizes {
+  int64_t batch, channels, length;
+  int64_t image() const { return channels * length; }
+};
+
+Sizes check(const Tensor& query, const Tensor& key, const Tensor& value) {
+  const Sizes s{query.size(0), query.size(1), query.size(2)};
+  for (const Tensor* t : {&key, &value}) {
+    STD_TORCH_CHECK(t->size(0) == s.batch && t->size(1) == s.channels && t->size(2) == s.length &&
+                        t->scalar_type() == query.scalar_type(),
+                    "query, key and value should match");
+  }
+  STD_TORCH_CHECK(s.channels >= 1 && s.length >= 1, "query should have channels and a length");
+  return s;
+}
+
+std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tensor& key_in, const Tensor& value_in) {
+  const Tensor query = dense(query_in, 3, "query"), key = dense(key_in, 3, "key"), value = dense(value_in, 3, "value");
+  const Sizes s = check(query, key, value);
+  Tensor output = new_tensor({s.batch, s.channels, s.length}, query.scalar_type());
+  Tensor logsumexp = new_tensor({s.batch, s.channels}, query.scalar_type());
+  return with_floating_type(query, "query", [&](auto zero) {
+    using T = decltype(zero);
+    const auto& kernel = kernels<T>();
+    const T *q = data<T>(query), *k = data<T>(key), *v = data<T>(value);
+    T *out = mutable_data<T>(output), *lse = mutable_data<T>(logsumexp);
+    Right<T> keys, values;
+    std::vector<Block<T>> blocks(num_workers());
+    for (int64_t b = 0; b < s.batch; ++b) {
+      keys.pack_plain(k + b * s.image(), s.channels, s.length);
+      values.pack_transposed(v + b * s.image(), s.length, s.channels);
+      parallel_tasks(ceil_div(s.channels, kBlock), [&](int64_t task, int64_t worker) {
+        Block<T>& block = blocks[worker];
+        const int64_t c0 = b * s.channels + task * kBlock;
+        const int64_t rows = std::min(kBlock, s.channels - task * kBlock);
+        T* scores = block.multiply(q + c0 * s.length, rows, s.length, keys, block.scores);
+        T shares[kBlock];
+        for (int64_t r = 0; r < rows; ++r) {
+          T* row = scores + r * keys.stride();
+          T smallest = std::numeric_limits<T>::infinity(), largest = -std::numeric_limits<T>::infinity();
+          kernel.extrema(row, s.channels, &smallest, &largest);
+          const T sum = kernel.exponentials(row, s.channels, largest);
+          shares[r] = T(1) / sum;
+          lse[c0 + r] = largest + std::log(sum);
+        }
+        const T* sums = block.multiply(scores, rows, keys.stride(), values, block.sums);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t l = 0; l < s.length; ++l)
+            out[(c0 + r) * s.length + l] = sums[r * values.stride() + l] * shares[r];
+        }
+      });
+    }
+    return std::make_tuple(output, logsumexp);
+  });
+}
+
+// With P = softmax rows, dP = dO V^T, delta_i = dO_i . O_i, dS = P (dP - delta):
+//   dQ = dS K,  dK = dS^T Q,  dV = P^T dO.
+std::tuple<Tensor, Tensor, Tensor> channel_attention_backward(const Tensor& grad_in, const Tensor& query_in,
+                                                              const Tensor& key_in, const Tensor& value_in,
+                                                              const Tensor& output_in, const Tensor& logsumexp_in) {
+  const Tensor query = dense(query_in, 3, "query"), key = dense(key_in, 3, "key"), value = dense(value_in, 3, "value");
+  const Tensor grad = dense(grad_in, 3, "grad"), output = dense(output_in, 3, "output"),
+               logsumexp = dense(logsumexp_in, 2, "logsumexp");
+  const Sizes s = check(query, key, value);
+  check(query, grad, output);
+  STD_TORCH_CHECK(
+      logsumexp.size(0) == s.batch && logsumexp.size(1) == s.channels && logsumexp.scalar_type() == query.scalar_type(),
+      "logsumexp should match query");
+  Tensor grad_query = new_tensor({s.batch, s.channels, s.length}, query.scalar_type());
+  Tensor grad_key = new_tensor({s.batch, s.channels, s.length}, query.scalar_type());
+  Tensor grad_value = new_tensor({s.batch, s.channels, s.length}, query.scalar_type());
+  return with_floating_type(query, "query", [&](auto zero) {
+    using T = decltype(zero);
+    const auto& kernel = kernels<T>();
+    const int64_t channels = s.channels, length = s.length;
+    Right<T> keys, keys_transposed, values, queries, queries_transposed, grads, grads_transposed;
+    std::vector<Block<T>> blocks(num_workers());
+    std::vector<T> delta(channels);
+    for (int64_t b = 0; b < s.batch; ++b) {
+      const T *q = data<T>(query) + b * s.image(), *k = data<T>(key) + b * s.image(),
+              *v = data<T>(value) + b * s.image();
+      const T *g = data<T>(grad) + b * s.image(), *o = data<T>(output) + b * s.image(),
+              *lse = data<T>(logsumexp) + b * channels;
+      keys.pack_plain(k, channels, length);
+      values.pack_plain(v, channels, length);
+      queries.pack_plain(q, channels, length);
+      grads.pack_plain(g, channels, length);
+      keys_transposed.pack_transposed(k, length, channels);
+      queries_transposed.pack_transposed(q, length, channels);
+      grads_transposed.pack_transposed(g, length, channels);
+      for (int64_t c = 0; c < channels; ++c) delta[c] = kernel.dot(g + c * length, o + c * length, length);
+
+      parallel_tasks(2 * ceil_div(channels, kBlock), [&](int64_t task, int64_t worker) {
+        Block<T>& block = blocks[worker];
+        const int64_t c0 = task / 2 * kBlock, rows = std::min(kBlock, channels - c0);
+        const auto copy_out = [&](const T* from, int64_t stride, const Tensor& to) {
+          T* result = mutable_data<T>(to) + b * s.image() + c0 * length;
+          for (int64_t r = 0; r < rows; ++r) std::copy_n(from + r * stride, length, result + r * length);
+        };
+        if (task % 2 == 0) {  // rows of P: the gradient of query
+          T* weights = block.multiply(q + c0 * length, rows, length, keys, block.scores);
+          T* slopes = block.multiply(g + c0 * length, rows, length, values, block.slopes);
+          for (int64_t r = 0; r < rows; ++r) {
+            T *p = weights + r * keys.stride(), *ds = slopes + r * keys.stride();
+            kernel.exponentials(p, channels, lse[c0 + r]);
+            for (int64_t j = 0; j < channels; ++j) ds[j] = p[j] * (ds[j] - delta[c0 + r]);
+          }
+          copy_out(block.multiply(slopes, rows, keys.stride(), keys_transposed, block.sums), keys_transposed.stride(),
+                   grad_query);
+        } else {  // columns of P: the gradients of key and value
+          T* weights = block.multiply(k + c0 * length, rows, length, queries, block.scores);
+          T* slopes = block.multiply(v + c0 * length, rows, length, grads, block.slopes);
+          for (int64_t r = 0; r < rows; ++r) {
+            T *p = weights + r * queries.stride(), *ds = slopes + r * queries.stride();
+            for (int64_t i = 0; i < channels; ++i) p[i] -= lse[i];
+            kernel.exponentials(p, channels, T(0));
+            for (int64_t i = 0; i < channels; ++i) ds[i] = p[i] * (ds[i] - delta[i]);
+          }
+          copy_out(block.multiply(weights, rows, queries.stride(), grads_transposed, block.sums),
+                   grads_transposed.stride(), grad_value);
+          copy_out(block.multiply(slopes, rows, queries.stride(), queries_transposed, block.sums),
+                   queries_transposed.stride(), grad_key);
+        }
+      });
+    }
+    return std::make_tuple(grad_query, grad_key, grad_value);
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(reidops, CPU, m) {
+  m.impl("channel_attention", TORCH_BOX(&channel_attention));
+  m.impl("channel_attention_backward", TORCH_BOX(&channel_attention_backward));
+}
+
+}  // namespace reidops

@@ -1,0 +1,59 @@
+// Tasks handed to torch's threads one by one, so that uneven ones balance; and aligned scratch memory.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace reidops {
+
+inline int64_t num_workers() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
+
+// run(task, worker) for every task of 0 .. count - 1; worker < num_workers() tells whose scratch memory to use.
+template <typename Run>
+void parallel_tasks(int64_t count, const Run& run) {
+  const int64_t workers = std::min(num_workers(), count);
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t) {
+    for (int64_t task = next.fetch_add(1); task < count; task = next.fetch_add(1)) run(task, begin);
+  });
+}
+
+// run(begin, end) over pieces of at least `grain` of 0 .. count - 1.
+template <typename Run>
+void parallel_ranges(int64_t count, int64_t grain, const Run& run) {
+  if (count > 0) torch::stable::parallel_for(0, count, std::max<int64_t>(grain, 1), run);
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Uninitialised memory on a cache line boundary that grows and is kept.
+template <typename T>
+class Scratch {
+ public:
+  T* reserve(int64_t count) {
+    if (count > size_) {
+      data_.reset();
+      const size_t bytes = static_cast<size_t>(ceil_div(count * static_cast<int64_t>(sizeof(T)), 64)) * 64;
+      T* fresh = static_cast<T*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64)));
+      if (fresh == nullptr) throw std::bad_alloc();
+      data_.reset(fresh);
+      size_ = count;
+    }
+    return data_.get();
+  }
+  T* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0;
+};
+
+}  // namespace reidops

@@ -1,0 +1,72 @@
+// The vector kernels that every CPU operator is built on, and the choice among their builds.
+//
+// simd_kernels.h is compiled once per instruction set (simd_baseline.cpp, simd_avx2.cpp, simd_avx512.cpp); kernels<T>()
+// is the table of the best one that this processor runs. REIDOPS_SIMD=baseline|avx2|avx512 takes a lower one.
+//
+// Packed layout: the rows of a matrix are cut into panels of `width` rows, stored [panel][depth][width], the last panel
+// filled up with zeros. Left-hand panels are `rows` wide (one register tile), right-hand panels `lanes` (one vector).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace reidops {
+
+enum class SimdLevel { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+
+SimdLevel simd_level();
+std::string simd_level_name(SimdLevel level);
+std::vector<std::string> available_simd_levels();
+
+template <typename T>
+struct Kernels {
+  int64_t lanes;  // elements of a vector, the width of right-hand panels
+  int64_t rows;   // rows of a register tile, the width of left-hand panels
+
+  // products[(row panels * rows), (column panels * lanes)] = left @ right^T, rows `stride` elements apart.
+  // left: [row_panels][depth][rows], right: [column_panels][depth][lanes]. Each product is one chain of fused additions
+  // per block of kDepthBlock, the same wherever the pair stands: equal rows give equal products, and left/right may be
+  // swapped.
+  void (*multiply)(const T* left, int64_t row_panels, const T* right, int64_t column_panels, int64_t depth, T* products,
+                   int64_t stride);
+
+  // norms[width] = squared norms of one packed panel's rows, added up in the order of `multiply`: the norm of x is x .
+  // x.
+  void (*squared_norms)(const T* panel, int64_t depth, int64_t width, T* norms);
+
+  // values[j] = max(0, norm + norms[j] - 2 values[j]); true if one of them lost too many digits to cancellation.
+  bool (*squared_distances)(T* values, int64_t count, T norm, const T* norms);
+
+  // sum of (x - y)^2 without cancellation.
+  T (*pair_squared_distance)(const T* x, const T* y, int64_t depth);
+
+  // out[lanes] = path (or diagonal) cost of `lanes` images at once.
+  // squared: (m) rows `stride` apart, each [n][lanes] squared stripe distances; total, cost: scratch of n * lanes.
+  void (*stripe_path)(const T* squared, int64_t stride, int64_t m, int64_t n, bool aligned, T* cost, T* total, T* out);
+
+  // the largest and smallest of count >= 0 values, starting from the given ones
+  void (*extrema)(const T* values, int64_t count, T* smallest, T* largest);
+
+  // the same apart by label: largest over labels[j] == label, smallest over the others
+  void (*labelled_extrema)(const T* values, const int32_t* labels, int32_t label, int64_t count, T* largest_same,
+                           T* smallest_other);
+
+  // values[j] = e^(values[j] - shift), for values <= shift; returns their sum.
+  T (*exponentials)(T* values, int64_t count, T shift);
+
+  T (*dot)(const T* x, const T* y, int64_t count);
+  void (*add_scaled)(T* out, T scale, const T* x, int64_t count);  // out += scale * x
+};
+
+constexpr int64_t kDepthBlock = 256;
+
+// Distances below this share of the two squared norms are computed again from the differences: the products' rounding
+// is about 1e-7 of the norms, so what is kept has a relative error of at most 64e-7 (squared; half of that after the
+// root).
+constexpr double kCancellation = 1.0 / 64;
+
+template <typename T>
+const Kernels<T>& kernels();
+
+}  // namespace reidops
