@@ -71,35 +71,51 @@ def version_macro() -> str:
     return f"0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
 
 
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
 def cpu_flags() -> list[str]:
-    flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+    flags = [
+        "-O3",
+        "-g0",
+        "-std=c++17",
+        "-fvisibility=hidden",
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+    ]
     return [*flags, "-Wall", "-Wextra", "-Wno-unused-parameter", f"-DTORCH_TARGET_VERSION={version_macro()}"]
 
 
 def cpu_extension():
     return cpp_extension.CppExtension(
         "reidops._C",
-        [str(p.relative_to(ROOT)) for p in [ROOT / "csrc/ops.cpp", *sorted(ROOT.glob("csrc/cpu/*.cpp"))]],
+        sources("csrc/ops.cpp", "csrc/cpu/*.cpp"),
         extra_compile_args={"cxx": cpu_flags()},
-        depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h")],
+        depends=sources("csrc/**/*.h"),
     )
+
+
+def cuda_archs() -> str:
+    """What TORCH_CUDA_ARCH_LIST asks for, else the GPUs present, else the default."""
+    present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(f"{a}.{b}" for a, b in sorted(present)) or DEFAULT_ARCHS
 
 
 def cuda_extension():
-    if "TORCH_CUDA_ARCH_LIST" not in os.environ and not torch.cuda.is_available():
-        os.environ["TORCH_CUDA_ARCH_LIST"] = DEFAULT_ARCHS
-    nvcc = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "--extended-lambda", "-lineinfo", "-Xptxas=-v" if verbose() else "-Xptxas=-warn-spills"]
+    ptxas = "-v" if os.environ.get("REIDOPS_PTXAS") == "1" else "-warn-spills"
+    nvcc = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "--extended-lambda", "-lineinfo", f"-Xptxas={ptxas}"]
     macros = [f"-DTORCH_TARGET_VERSION={version_macro()}", "-DUSE_CUDA"]
     return cpp_extension.CUDAExtension(
         "reidops._C_cuda",
-        [str(p.relative_to(ROOT)) for p in [*sorted(ROOT.glob("csrc/cuda/*.cu")), *sorted(ROOT.glob("csrc/cuda/*.cpp"))]],
+        [
+            str(p.relative_to(ROOT))
+            for p in [*sorted(ROOT.glob("csrc/cuda/*.cu")), *sorted(ROOT.glob("csrc/cuda/*.cpp"))]
+        ],
         extra_compile_args={"cxx": [*cpu_flags(), "-DUSE_CUDA"], "nvcc": [*nvcc, *macros]},
-        depends=[str(p.relative_to(ROOT)) for p in [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh")]],
+        depends=sources("csrc/**/*.h", "csrc/**/*.cuh"),
     )
-
-
-def verbose() -> bool:
-    return os.environ.get("REIDOPS_PTXAS") == "1"
 
 
 def write_build_record(obstacle: str | None) -> None:
@@ -109,7 +125,7 @@ def write_build_record(obstacle: str | None) -> None:
         "TORCH_TARGET": ".".join(map(str, TORCH_TARGET)),
         "PYTHON_VERSION": platform.python_version(),
         "CUDA_VERSION": None if obstacle else torch.version.cuda,
-        "CUDA_ARCHS": None if obstacle else os.environ.get("TORCH_CUDA_ARCH_LIST", "of the GPUs present"),
+        "CUDA_ARCHS": None if obstacle else os.environ["TORCH_CUDA_ARCH_LIST"],
         "CUDA_OBSTACLE": obstacle,
     }
     lines = ['"""Written by setup.py: what the extension was built with."""', ""]
@@ -131,10 +147,14 @@ def building() -> bool:
 
 
 OBSTACLE = cuda_obstacle()
+if OBSTACLE is None:
+    os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_archs()  # read by torch.utils.cpp_extension
 if building():
     if OBSTACLE and os.environ.get("REIDOPS_CUDA") == "1":
         raise SystemExit(f"reidops: REIDOPS_CUDA=1, but the CUDA kernels cannot be built: {OBSTACLE}")
-    print(f"reidops: building the CPU library without CUDA kernels: {OBSTACLE}" if OBSTACLE else "reidops: building the CPU library and the CUDA kernels", flush=True)
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    plan = f"without CUDA kernels: {OBSTACLE}" if OBSTACLE else f"and the CUDA kernels for {archs}"
+    print(f"reidops: building the CPU library {plan}", flush=True)
     write_build_record(OBSTACLE)
 
 setup(

@@ -1,0 +1,44 @@
+# make demo   sets everything up, trains on the embedded data set, prints the tables, leaves pictures in runs/demo
+# make test   sets everything up and runs the tests
+# make lint   checks the style of Python and C++ files
+#
+# PYTHON=python3.12 chooses the interpreter the environment is made with, VENV=path where it lies. REIDOPS_DATA=path adds the
+# tests on real data. Build variables (REIDOPS_CUDA, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS) are described in setup.py.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/built
+	$(RUN) -m train.demo --output runs/demo
+
+test: $(VENV)/built
+	$(RUN) -m pytest
+
+lint: $(VENV)/built
+	$(RUN) -m pip install -q ruff clang-format
+	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
+
+# The environment, in three steps, each made again when what it depends on has changed.
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "reidops needs Python 3.10 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	@command -v c++ >/dev/null || { echo "reidops needs a C++ compiler: apt install g++"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made: apt install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/packages: $(VENV)/created pyproject.toml
+	$(RUN) -m pip install --quiet "setuptools>=77" ninja pybind11 numpy scipy torch torchvision pillow tqdm matplotlib tensorboard pytest pytest-benchmark
+	@touch $@
+
+$(VENV)/built: $(VENV)/packages setup.py $(SOURCES)
+	$(RUN) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(RUN) -m reidops
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info reidops/*.so reidops/_build.py

@@ -1,0 +1,315 @@
+// The stages of re-ranking with k-reciprocal encoding (Zhong 2017), sparse from the start.
+//
+// T = queries + gallery points, d their distances. Stages, with the memory each keeps:
+//   1. nearest   one pass over the T x T distances in tiles: the n nearest of each point, its row maximum    O(T k)
+//   2. sets      reciprocal sets of both sizes, and their expansion                                          O(T k)
+//   3. encoding  V: weights e^-d over the expanded set, then their mean over the k2 nearest                  O(T k k2)
+//   4. Jaccard   s = sum of minima through an inverted index of the gallery's V                              a row a thread
+//
+// Stage 1 costs 2 T^2 d FLOPs and dominates; distances of expanded sets (tens a point) are computed one by one.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "nearest.h"
+#include "tiles.h"
+
+namespace reidops {
+
+struct Parameters {
+  int64_t k1, k2;
+  double lambda;
+  bool squared;  // "torchreid": the distances are squared once more
+  bool jaccard;  // "jaccard": no row maximum, no original distance, sets without the point itself counted extra
+  int64_t near_count() const { return jaccard ? k1 : k1 + 1; }
+  int64_t half_count() const {
+    const int64_t half = k1 / 2 + (k1 % 2 == 1 && k1 / 2 % 2 == 1 ? 1 : 0);  // k1 / 2, halves to even
+    return jaccard ? std::max<int64_t>(half, 1) : half + 1;
+  }
+};
+
+inline Parameters parse(int64_t k1, int64_t k2, double lambda, const std::string& variant, int64_t total) {
+  STD_TORCH_CHECK(variant == "zhong2017" || variant == "torchreid" || variant == "jaccard", "unknown variant ",
+                  variant);
+  const Parameters p{k1, k2, lambda, variant == "torchreid", variant == "jaccard"};
+  STD_TORCH_CHECK(k1 >= 1 && p.near_count() <= total && k2 >= 1 && k2 <= total, "k1 or k2 out of range for ", total,
+                  " points");
+  return p;
+}
+
+// Rows of indices of varying length.
+struct Sets {
+  std::vector<int64_t> first;
+  std::vector<int32_t> items;
+  const int32_t* begin(int64_t i) const { return items.data() + first[i]; }
+  int64_t size(int64_t i) const { return first[i + 1] - first[i]; }
+};
+
+// The same with a weight each: sparse rows of V.
+template <typename T>
+struct SparseRows {
+  std::vector<int64_t> first;
+  std::vector<int32_t> columns;
+  std::vector<T> weights;
+  int64_t size(int64_t i) const { return first[i + 1] - first[i]; }
+};
+
+// Builds rows in parallel blocks and joins them: make(row, worker, columns, weights) appends one row.
+template <typename T, typename Make>
+SparseRows<T> build_rows(int64_t rows, const Make& make) {
+  constexpr int64_t kBlock = 64;
+  struct Part {
+    std::vector<int64_t> sizes;
+    std::vector<int32_t> columns;
+    std::vector<T> weights;
+  };
+  std::vector<Part> parts(ceil_div(rows, kBlock));
+  parallel_tasks(static_cast<int64_t>(parts.size()), [&](int64_t task, int64_t worker) {
+    Part& part = parts[task];
+    for (int64_t i = task * kBlock; i < std::min(rows, (task + 1) * kBlock); ++i) {
+      const size_t before = part.columns.size();
+      make(i, worker, part.columns, part.weights);
+      part.sizes.push_back(static_cast<int64_t>(part.columns.size() - before));
+    }
+  });
+  SparseRows<T> joined;
+  joined.first.reserve(rows + 1);
+  joined.first.push_back(0);
+  for (const Part& part : parts) {
+    for (int64_t size : part.sizes) joined.first.push_back(joined.first.back() + size);
+  }
+  joined.columns.reserve(joined.first.back());
+  joined.weights.reserve(joined.first.back());
+  for (Part& part : parts) {
+    joined.columns.insert(joined.columns.end(), part.columns.begin(), part.columns.end());
+    joined.weights.insert(joined.weights.end(), part.weights.begin(), part.weights.end());
+    part = Part();
+  }
+  return joined;
+}
+
+template <typename T>
+class ReRanking {
+ public:
+  ReRanking(TileSource<T>& source, int64_t queries, const Parameters& parameters)
+      : source_(source), queries_(queries), total_(source.rows()), p_(parameters) {}
+
+  // The (queries, gallery) result in `out`.
+  void dense(T* out) {
+    find_nearest(p_.jaccard ? nullptr : out);
+    encode();
+    parallel_tasks(queries_, [&](int64_t i, int64_t worker) { finish_row(i, worker, out + i * gallery()); });
+  }
+
+  // The topk best of each row. Rows of the result are made a block at a time.
+  void best(int64_t topk, T* distances, int64_t* indices) {
+    find_nearest(nullptr);
+    encode();
+    const int64_t block =
+        std::clamp<int64_t>((int64_t(64) << 20) / (gallery() * static_cast<int64_t>(sizeof(T))), 64, queries_ + 64);
+    Scratch<T> rows;
+    T* tile_rows = rows.reserve(std::min(block, queries_) * gallery());
+    for (int64_t begin = 0; begin < queries_; begin += block) {
+      const int64_t end = std::min(queries_, begin + block);
+      if (!p_.jaccard) {
+        for_each_tile(source_, begin, end, queries_, total_,
+                      [&](int64_t, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* tile, int64_t stride) {
+                        for (int64_t i = i0; i < i1; ++i)
+                          std::copy_n(tile + (i - i0) * stride, j1 - j0,
+                                      tile_rows + (i - begin) * gallery() + j0 - queries_);
+                      });
+      }
+      parallel_tasks(end - begin, [&](int64_t task, int64_t worker) {
+        const int64_t i = begin + task;
+        T* row = tile_rows + task * gallery();
+        finish_row(i, worker, row);
+        Nearest<T> nearest;
+        nearest.start(topk);
+        nearest.add(row, gallery(), 0, kernel_);
+        nearest.finish(distances + i * topk, indices + i * topk);
+      });
+    }
+  }
+
+ private:
+  int64_t gallery() const { return total_ - queries_; }
+
+  // d / row maximum, in the variant's meaning. A row of zeros stays as it is.
+  T scaled(int64_t i, T d) const {
+    if (p_.jaccard) return d;
+    const T share = row_maximum_[i] > T(0) ? d / row_maximum_[i] : d;
+    return p_.squared ? share * share : share;
+  }
+
+  // Stage 1. Keeps the queries' distances to the gallery in query_gallery when it is given.
+  void find_nearest(T* query_gallery) {
+    near_ = std::max(p_.near_count(), p_.k2);
+    std::vector<Nearest<T>> nearest(total_);
+    for (auto& row : nearest) row.start(near_);
+    row_maximum_.assign(total_, T(0));
+    for_each_tile(source_, 0, total_, 0, total_,
+                  [&](int64_t, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* tile, int64_t stride) {
+                    for (int64_t i = i0; i < i1; ++i) {
+                      const T* row = tile + (i - i0) * stride;
+                      T smallest = std::numeric_limits<T>::infinity();
+                      kernel_.extrema(row, j1 - j0, &smallest, &row_maximum_[i]);
+                      nearest[i].add(row, j1 - j0, j0, kernel_);
+                      if (query_gallery != nullptr && i < queries_) {
+                        const int64_t from = std::max(j0, queries_);
+                        if (from < j1)
+                          std::copy(row + (from - j0), row + (j1 - j0),
+                                    query_gallery + i * gallery() + from - queries_);
+                      }
+                    }
+                  });
+    nearest_.resize(total_ * near_);
+    parallel_ranges(total_, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        // Distances that are not numbers leave gaps; the point itself stands in for them.
+        for (int64_t r = nearest[i].finish(static_cast<T*>(nullptr), nearest_.data() + i * near_); r < near_; ++r) {
+          nearest_[i * near_ + r] = static_cast<int32_t>(i);
+        }
+        nearest[i] = Nearest<T>();
+      }
+    });
+  }
+
+  bool among_nearest(int64_t of, int64_t point, int64_t count) const {
+    const int32_t* list = nearest_.data() + of * near_;
+    return std::find(list, list + count, static_cast<int32_t>(point)) != list + count;
+  }
+
+  // Stage 2a: R(i, count), the points among the `count` nearest of i that have i among theirs; ascending.
+  Sets reciprocal_sets(int64_t count) const {
+    auto rows = build_rows<T>(total_, [&](int64_t i, int64_t, std::vector<int32_t>& columns, std::vector<T>&) {
+      const size_t start = columns.size();
+      for (int64_t r = 0; r < count; ++r) {
+        const int32_t j = nearest_[i * near_ + r];
+        if (among_nearest(j, i, count)) columns.push_back(j);
+      }
+      std::sort(columns.begin() + start, columns.end());
+      columns.erase(std::unique(columns.begin() + start, columns.end()), columns.end());
+    });
+    return {std::move(rows.first), std::move(rows.columns)};
+  }
+
+  // Stages 2b and 3.
+  void encode() {
+    const Sets whole = reciprocal_sets(p_.near_count()), half = reciprocal_sets(p_.half_count());
+    encoding_ = build_rows<T>(total_, [&](int64_t i, int64_t, std::vector<int32_t>& columns, std::vector<T>& weights) {
+      const int32_t* own = whole.begin(i);
+      const int64_t own_size = whole.size(i);
+      const size_t start = columns.size();
+      columns.insert(columns.end(), own, own + own_size);
+      for (int64_t c = 0; c < own_size; ++c) {
+        const int32_t* other = half.begin(own[c]);
+        const int64_t other_size = half.size(own[c]);
+        int64_t shared = 0;
+        for (int64_t a = 0, b = 0; a < own_size && b < other_size;) {
+          shared += own[a] == other[b];
+          const bool advance_own = own[a] <= other[b], advance_other = other[b] <= own[a];
+          a += advance_own;
+          b += advance_other;
+        }
+        if (3 * shared > 2 * other_size) columns.insert(columns.end(), other, other + other_size);
+      }
+      std::sort(columns.begin() + start, columns.end());
+      columns.erase(std::unique(columns.begin() + start, columns.end()), columns.end());
+      // Weights e^-d normalised to 1, shifted by the smallest d so that far points do not vanish together.
+      T nearest = std::numeric_limits<T>::infinity(), sum = T(0);
+      for (size_t c = start; c < columns.size(); ++c) {
+        weights.push_back(scaled(i, source_.pair(i, columns[c])));
+        nearest = std::min(nearest, weights[c]);
+      }
+      for (size_t c = start; c < columns.size(); ++c) sum += weights[c] = std::exp(nearest - weights[c]);
+      for (size_t c = start; c < columns.size(); ++c) weights[c] /= sum;
+    });
+    if (p_.k2 > 1) average_neighbours();
+    invert();
+  }
+
+  // Query expansion: V_i <- mean of V over the k2 nearest of i.
+  void average_neighbours() {
+    struct Worker {
+      std::vector<T> sums;
+      std::vector<char> touched;
+    };
+    std::vector<Worker> workers(num_workers());
+    const T share = T(1) / static_cast<T>(p_.k2);
+    SparseRows<T> mean =
+        build_rows<T>(total_, [&](int64_t i, int64_t worker, std::vector<int32_t>& columns, std::vector<T>& weights) {
+          Worker& w = workers[worker];
+          w.sums.resize(total_, T(0));
+          w.touched.resize(total_, 0);
+          const size_t start = columns.size();
+          for (int64_t r = 0; r < p_.k2; ++r) {
+            const int64_t j = nearest_[i * near_ + r];
+            for (int64_t c = encoding_.first[j]; c < encoding_.first[j + 1]; ++c) {
+              const int32_t column = encoding_.columns[c];
+              if (!w.touched[column]) columns.push_back(column);
+              w.touched[column] = 1;
+              w.sums[column] += encoding_.weights[c];
+            }
+          }
+          std::sort(columns.begin() + start, columns.end());
+          for (size_t c = start; c < columns.size(); ++c) {
+            weights.push_back(w.sums[columns[c]] * share);
+            w.sums[columns[c]] = T(0);
+            w.touched[columns[c]] = 0;
+          }
+        });
+    encoding_ = std::move(mean);
+  }
+
+  // The gallery's rows of V by column: who has a weight there.
+  void invert() {
+    inverted_.first.assign(total_ + 1, 0);
+    const int64_t begin = encoding_.first[queries_], end = encoding_.first[total_];
+    for (int64_t c = begin; c < end; ++c) ++inverted_.first[encoding_.columns[c] + 1];
+    for (int64_t g = 0; g < total_; ++g) inverted_.first[g + 1] += inverted_.first[g];
+    inverted_.columns.resize(end - begin);
+    inverted_.weights.resize(end - begin);
+    std::vector<int64_t> next(inverted_.first.begin(), inverted_.first.end() - 1);
+    for (int64_t j = queries_; j < total_; ++j) {
+      for (int64_t c = encoding_.first[j]; c < encoding_.first[j + 1]; ++c) {
+        const int64_t at = next[encoding_.columns[c]]++;
+        inverted_.columns[at] = static_cast<int32_t>(j - queries_);
+        inverted_.weights[at] = encoding_.weights[c];
+      }
+    }
+  }
+
+  // Stage 4 for query i: row comes with d (but for "jaccard") and leaves with the result.
+  void finish_row(int64_t i, int64_t worker, T* row) {
+    std::vector<T>& shared = shared_[worker];
+    shared.assign(gallery(), T(0));
+    for (int64_t c = encoding_.first[i]; c < encoding_.first[i + 1]; ++c) {
+      const T weight = encoding_.weights[c];
+      const int32_t column = encoding_.columns[c];
+      for (int64_t at = inverted_.first[column]; at < inverted_.first[column + 1]; ++at) {
+        shared[inverted_.columns[at]] += std::min(weight, inverted_.weights[at]);
+      }
+    }
+    const T lambda = static_cast<T>(p_.lambda);
+    for (int64_t j = 0; j < gallery(); ++j) {
+      // Rounding may carry s a little past 1.
+      const T jaccard = std::max(T(0), T(1) - shared[j] / (T(2) - shared[j]));
+      row[j] = p_.jaccard ? jaccard : (T(1) - lambda) * jaccard + lambda * scaled(i, row[j]);
+    }
+  }
+
+  TileSource<T>& source_;
+  const int64_t queries_, total_;
+  const Parameters p_;
+  const Kernels<T>& kernel_ = kernels<T>();
+  int64_t near_ = 0;
+  std::vector<int32_t> nearest_;  // (total, near), nearest first
+  std::vector<T> row_maximum_;
+  SparseRows<T> encoding_, inverted_;
+  std::vector<std::vector<T>> shared_ = std::vector<std::vector<T>>(num_workers());
+};
+
+}  // namespace reidops

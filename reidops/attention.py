@@ -1,0 +1,82 @@
+"""Channel attention: the leader attention of MuDeep."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._extension import check_kernel
+from ._training import differentiable_once, float32_under_autocast
+from ._validate import check_finite, check_floats, check_shape, checks_values, result_dtype, widen
+
+
+def channel_attention(query: Tensor, key: Tensor, value: Tensor, *, validate: bool | None = None) -> Tensor:
+    """softmax(query @ key^T) @ value, each channel attending to all channels, without the usual scaling.
+
+    A feature map (B, C, H, W) comes in flattened to (B, C, L) with L = H W. It can be differentiated once.
+
+    Args:
+        query: (B, C, L) float tensor; B may be 0.
+        key: (B, C, L), same dtype and device.
+        value: (B, C, L), same dtype and device.
+        validate: look for NaN and infinity; None looks on the CPU only, to spare CUDA the wait.
+
+    Returns:
+        (B, C, L) in query's dtype (computed in float32 for half precision).
+
+    Raises:
+        TypeError: an argument is no float tensor, or their dtypes differ.
+        ValueError: shapes or devices differ, or a value is not finite.
+
+    Source:
+        Qian et al., Leader-based Multi-Scale Attention Deep Architecture for Person Re-identification, TPAMI 2020,
+        section 3.3.
+
+    Example:
+        >>> query = torch.zeros(1, 2, 3)   # equal scores: every channel becomes the mean of the channels
+        >>> value = torch.tensor([[[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]])
+        >>> channel_attention(query, value, value)
+        tensor([[[2., 3., 4.],
+                 [2., 3., 4.]]])
+    """
+    check_floats(query=query, key=key, value=value)
+    check_shape("query", query, ("B", "C", "L"), empty=True)
+    check_shape("key", key, tuple(query.shape), like="like query", empty=True)
+    check_shape("value", value, tuple(query.shape), like="like query", empty=True)
+    check_kernel("channel_attention", query)
+    dtype = result_dtype(query)
+    query, key, value = widen(query, key, value)
+    if checks_values(query, validate):
+        check_finite(query=query, key=key, value=value)
+    output, _ = torch.ops.reidops.channel_attention(query, key, value)
+    return output.to(dtype)
+
+
+@torch.library.register_fake("reidops::channel_attention")
+def _channel_attention_fake(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.shape), query.new_empty(query.shape[:2])
+
+
+@torch.library.register_fake("reidops::channel_attention_backward")
+def _channel_attention_backward_fake(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, logsumexp: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _channel_attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    attended, logsumexp = output
+    ctx.mark_non_differentiable(logsumexp)
+    ctx.save_for_backward(*inputs, attended, logsumexp)
+
+
+def _channel_attention_backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
+    grads = torch.ops.reidops.channel_attention_backward(grad, *ctx.saved_tensors)
+    return tuple(grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=True))
+
+
+torch.library.register_autograd(
+    "reidops::channel_attention", _channel_attention_backward, setup_context=_channel_attention_setup
+)
+differentiable_once("reidops::channel_attention_backward")
+float32_under_autocast("reidops::channel_attention")
