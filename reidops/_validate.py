@@ -72,7 +72,7 @@ def check_between(name: str, value: int, low: int, high: int | None = None, why:
 def check_number(name: str, value: float, low: float, high: float) -> float:
     """A finite number from low to high (infinity: no end), as a Python float."""
     try:
-        number = float(value)
+        number = float(None if isinstance(value, str) else value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} should be a number, got {_type(value)} {value!r}") from None
     if not (low <= number <= high and number < math.inf):
@@ -110,6 +110,16 @@ def check_finite(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if not math.isfinite(tensor.detach().sum()):
             _refuse(name, tensor, ~tensor.isfinite(), "finite")
+
+
+def check_squares_fit(**tensors: Tensor) -> None:
+    """Features, of dimension d, whose squared distances are within range: |value| at most sqrt(largest / 4 d)."""
+    for name, tensor in tensors.items():
+        limit = math.sqrt(torch.finfo(tensor.dtype).max / (4 * tensor.shape[-1]))
+        low, high = (float(extreme) for extreme in tensor.aminmax())
+        if max(-low, high) > limit:
+            wanted = f"within +-{limit:.3g}, so that squared distances fit {_word(tensor.dtype)}"
+            raise ValueError(f"{name} should be {wanted}, got {high if high > limit else low}")
 
 
 def check_no_nan(name: str, tensor: Tensor) -> None:

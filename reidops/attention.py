@@ -1,5 +1,6 @@
 """Channel attention: the leader attention of MuDeep."""
 
+import math
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def channel_attention(query: Tensor, key: Tensor, value: Tensor, *, validate: bo
 
     Raises:
         TypeError: an argument is no float tensor, or their dtypes differ.
-        ValueError: shapes or devices differ, or a value is not finite.
+        ValueError: shapes or devices differ, or a value or a score is not finite.
 
     Source:
         Qian et al., Leader-based Multi-Scale Attention Deep Architecture for Person Re-identification, TPAMI 2020,
@@ -48,8 +49,19 @@ def channel_attention(query: Tensor, key: Tensor, value: Tensor, *, validate: bo
     query, key, value = widen(query, key, value)
     if checks_values(query, validate):
         check_finite(query=query, key=key, value=value)
-    output, _ = torch.ops.reidops.channel_attention(query, key, value)
+    output, logsumexp = torch.ops.reidops.channel_attention(query, key, value)
+    if checks_values(query, validate):
+        _check_scores(query, key, logsumexp)
     return output.to(dtype)
+
+
+def _check_scores(query: Tensor, key: Tensor, logsumexp: Tensor) -> None:
+    """The scores are finite: a row with an infinite one has no softmax."""
+    if not math.isfinite(logsumexp.detach().sum()) and not logsumexp.isfinite().all():
+        largest = f"{query.abs().amax().item():.3g} in query and {key.abs().amax().item():.3g} in key"
+        raise ValueError(
+            f"query and key should have products that fit {str(query.dtype)[6:]}, got values up to {largest}"
+        )
 
 
 @torch.library.register_fake("reidops::channel_attention")

@@ -11,6 +11,7 @@ from ._validate import (
     check_floats,
     check_precision,
     check_shape,
+    check_squares_fit,
     checks_values,
     widen,
 )
@@ -52,6 +53,7 @@ def knn(query: Array, gallery: Array, k: int, *, precision: str | None = None) -
     query, gallery = widen(query, gallery)
     if checks_values(query):
         check_finite(query=query, gallery=gallery)
+        check_squares_fit(query=query, gallery=gallery)
     return Neighbors(*torch.ops.reidops.knn(query, gallery, k, precision))
 
 

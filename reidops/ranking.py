@@ -38,7 +38,7 @@ def rank_metrics(
 
     For each query the gallery is sorted by distance, equal distances by the lowest gallery index, without junk
     (identity -1) and without the images of the query's own identity from its own camera. What remains of the query's
-    identity are its matches.
+    identity are its matches. Without cameras nothing is dropped, and -1 is an identity like any other.
 
     "market1501": average precision by the step rule, the mean of i / r_i over the matches at ranks r_1 < r_2 < ...;
     queries without a match are left out. "mudeep": the trapezoid rule, the mean of (i / r_i + (i - 1) / (r_i - 1)) / 2
@@ -49,8 +49,8 @@ def rank_metrics(
     Args:
         distance: (M, N) float tensor or NumPy array; infinities are allowed, NaN is not.
         query_ids: (M,) integer identities, on the same device.
-        gallery_ids: (N,) integer identities; -1 marks junk.
-        query_cameras: (M,) integer cameras, or None: then nothing is dropped for its camera.
+        gallery_ids: (N,) integer identities; where cameras are given, -1 marks junk.
+        query_cameras: (M,) integer cameras, or None: then nothing is dropped.
         gallery_cameras: (N,) integer cameras, or None as query_cameras.
         max_rank: length R of the CMC, at least 1; at most N is given.
         protocol: "market1501", "cuhk03" or "mudeep".
@@ -89,8 +89,8 @@ def rank_metrics(
         cameras = {"query_cameras": query_cameras, "gallery_cameras": gallery_cameras}
         query_cameras, gallery_cameras = _check_people(distance, **cameras)
     check_choice("protocol", protocol, PROTOCOLS)
-    max_rank = check_between("max_rank", max_rank, 1)
-    num_draws = check_between("num_draws", num_draws, 1)
+    max_rank = check_between("max_rank", max_rank, 1, 2**63 - 1)
+    num_draws = check_between("num_draws", num_draws, 1, 2**31 - 1)
     seed = check_between("seed", seed, -(2**63), 2**63 - 1)
     check_kernel("rank_metrics", distance)
     (distance,) = widen(distance)

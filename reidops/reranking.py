@@ -14,6 +14,7 @@ from ._validate import (
     check_number,
     check_precision,
     check_shape,
+    check_squares_fit,
     checks_values,
     widen,
 )
@@ -86,6 +87,7 @@ def k_reciprocal(
     tensors = widen(query, gallery, query_local, gallery_local)
     if checks_values(first):
         check_finite(**_given(*tensors))
+        check_squares_fit(**_given(*tensors[:2], None, None))
     if topk is None:
         check_kernel("k_reciprocal", first)
         return torch.ops.reidops.k_reciprocal(*tensors, k1, k2, lambda_value, variant, precision)

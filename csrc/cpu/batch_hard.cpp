@@ -2,6 +2,7 @@
 //
 // Selection runs over tiles of squared distances, 2 B^2 d FLOPs, memory O(B d); the two distances returned are computed
 // again from the differences. The anchor is a positive candidate at distance 0. Ties: the lowest index.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <unordered_map>
@@ -22,6 +23,10 @@ std::vector<int32_t> compact_labels(const int64_t* labels, int64_t count) {
     compact[i] = numbers.emplace(labels[i], static_cast<int32_t>(numbers.size())).first->second;
   STD_TORCH_CHECK(numbers.size() != 1, "every anchor needs a sample of another label, but all labels are equal");
   return compact;
+}
+
+int64_t first_other(const std::vector<int32_t>& labels, int64_t anchor) {
+  return std::find_if(labels.begin(), labels.end(), [&](int32_t l) { return l != labels[anchor]; }) - labels.begin();
 }
 
 template <typename T>
@@ -66,12 +71,11 @@ Result batch_hard(const Tensor& features_in, const Tensor& labels_in) {
     int64_t *pi = mutable_data<int64_t>(positive_index), *ni = mutable_data<int64_t>(negative_index);
     parallel_ranges(batch, 64, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        // Features that are not numbers leave no index: the anchor itself stands in, and the distance says NaN.
+        // Distances that overflow, or are not numbers, leave no index: the first sample there is stands in.
         pi[i] = hardest[i].positive_index < 0 ? i : hardest[i].positive_index;
-        ni[i] = hardest[i].negative_index < 0 ? i : hardest[i].negative_index;
+        ni[i] = hardest[i].negative_index < 0 ? first_other(compact, i) : hardest[i].negative_index;
         p[i] = std::sqrt(kernel.pair_squared_distance(x + i * d, x + pi[i] * d, d));
-        n[i] = hardest[i].negative_index < 0 ? std::numeric_limits<T>::quiet_NaN()
-                                             : std::sqrt(kernel.pair_squared_distance(x + i * d, x + ni[i] * d, d));
+        n[i] = std::sqrt(kernel.pair_squared_distance(x + i * d, x + ni[i] * d, d));
       }
     });
     return Result(positive, negative, positive_index, negative_index);

@@ -1,8 +1,8 @@
 // The choice of the instruction set, made once when it is first asked for.
 #include "simd.h"
 
+#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
 namespace reidops {
 
@@ -35,9 +35,12 @@ SimdLevel best_level() {
 SimdLevel chosen_level() {
   const SimdLevel best = best_level();
   const char* wish = std::getenv("REIDOPS_SIMD");
-  for (int level = 0; wish != nullptr && level < static_cast<int>(best); ++level) {
+  if (wish == nullptr || *wish == '\0') return best;
+  for (int level = 0; level <= static_cast<int>(best); ++level) {
     if (simd_level_name(static_cast<SimdLevel>(level)) == wish) return static_cast<SimdLevel>(level);
   }
+  std::fprintf(stderr, "reidops: REIDOPS_SIMD=%s is not a level of this processor; using %s\n", wish,
+               simd_level_name(best).c_str());
   return best;
 }
 

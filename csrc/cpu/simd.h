@@ -35,7 +35,8 @@ struct Kernels {
   // x.
   void (*squared_norms)(const T* panel, int64_t depth, int64_t width, T* norms);
 
-  // values[j] = max(0, norm + norms[j] - 2 values[j]); true if one of them lost too many digits to cancellation.
+  // values[j] = max(0, norm + norms[j] - 2 values[j]); true if one of them lost too many digits to cancellation
+  // (or all of them: inf - inf).
   bool (*squared_distances)(T* values, int64_t count, T norm, const T* norms);
 
   // sum of (x - y)^2 without cancellation.

@@ -156,7 +156,7 @@ class StripeProducts {
     const T norm = w.norms.get()[r];
     const int64_t group = n_ * k_.lanes;
     for (int64_t p = 0; p < stride(begin, end); ++p) {
-      if (!(row[p] < T(kCancellation) * (norm + norms[p]))) continue;
+      if (row[p] >= T(kCancellation) * (norm + norms[p])) continue;
       const int64_t image = begin + p / group * k_.lanes + p % k_.lanes;
       if (image < end) row[p] = pair(left, y(image, p % group / k_.lanes));
     }
