@@ -13,6 +13,7 @@ from ._validate import (
     check_integers,
     check_no_nan,
     check_shape,
+    check_squares_fit,
     checks_values,
     result_dtype,
     widen,
@@ -63,6 +64,7 @@ def batch_hard(features: Tensor, labels: Tensor, *, normalize: bool = False, val
     (features,) = widen(features)
     if checks_values(features, validate):
         check_finite(features=features)
+        check_squares_fit(features=features)
         _check_negatives(labels)
     if normalize:
         features = torch.nn.functional.normalize(features, dim=1)
