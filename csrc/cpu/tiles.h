@@ -11,6 +11,7 @@
 
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "../core/path.h"
@@ -170,13 +171,10 @@ class StripeProducts {
   std::vector<Worker> workers_;
 };
 
-// Squared Euclidean distances of points.
+// What the sources made from features share: sizes and packing.
 template <typename T>
-class EuclideanTiles : public TileSource<T> {
+class StripeTiles : public TileSource<T> {
  public:
-  // x: (rows, d), y: (columns, d)
-  EuclideanTiles(const T* x, int64_t rows, const T* y, int64_t columns, int64_t d)
-      : products_(x, rows, 1, y, columns, 1, d) {}
   int64_t rows() const override { return products_.images_x(); }
   int64_t columns() const override { return products_.images_y(); }
   int64_t tile_rows() const override { return products_.tile_images_x(); }
@@ -187,76 +185,75 @@ class EuclideanTiles : public TileSource<T> {
     products_.begin_rows(worker, begin, end);
     row_counts_[worker] = end - begin;
   }
-  void fill(int64_t worker, int64_t begin, int64_t end, T* out, int64_t stride) override {
-    const T* squared = products_.squared(worker, begin, end);
-    const int64_t width = products_.stride(begin, end);
-    for (int64_t i = 0; i < row_counts_[worker]; ++i) std::copy_n(squared + i * width, end - begin, out + i * stride);
-  }
-  T pair(int64_t i, int64_t j) const override { return products_.pair(products_.x(i, 0), products_.y(j, 0)); }
 
- private:
+ protected:
+  explicit StripeTiles(StripeProducts<T> products) : products_(std::move(products)), row_counts_(num_workers()) {}
   StripeProducts<T> products_;
-  std::vector<int64_t> row_counts_ = std::vector<int64_t>(num_workers());
+  std::vector<int64_t> row_counts_;  // of each worker's block
+};
+
+// Squared Euclidean distances of points.
+template <typename T>
+class EuclideanTiles : public StripeTiles<T> {
+ public:
+  // x: (rows, d), y: (columns, d)
+  EuclideanTiles(const T* x, int64_t rows, const T* y, int64_t columns, int64_t d)
+      : StripeTiles<T>(StripeProducts<T>(x, rows, 1, y, columns, 1, d)) {}
+  void fill(int64_t worker, int64_t begin, int64_t end, T* out, int64_t stride) override {
+    const T* squared = this->products_.squared(worker, begin, end);
+    const int64_t width = this->products_.stride(begin, end);
+    for (int64_t i = 0; i < this->row_counts_[worker]; ++i) {
+      std::copy_n(squared + i * width, end - begin, out + i * stride);
+    }
+  }
+  T pair(int64_t i, int64_t j) const override {
+    return this->products_.pair(this->products_.x(i, 0), this->products_.y(j, 0));
+  }
 };
 
 // DMLI distances of images (AlignedReID++): shortest path over, or diagonal of, the tanh(d/2) of their stripes.
 template <typename T>
-class DmliTiles : public TileSource<T> {
+class DmliTiles : public StripeTiles<T> {
  public:
   // x: (rows, m, d), y: (columns, n, d)
   DmliTiles(const T* x, int64_t rows, int64_t m, const T* y, int64_t columns, int64_t n, int64_t d, bool aligned)
-      : products_(x, rows, m, y, columns, n, d), aligned_(aligned), workers_(num_workers()) {}
-  int64_t rows() const override { return products_.images_x(); }
-  int64_t columns() const override { return products_.images_y(); }
-  int64_t tile_rows() const override { return products_.tile_images_x(); }
-  int64_t tile_columns() const override { return products_.tile_images_y(); }
-  int64_t chunk_columns() const override { return products_.chunk_images_y(); }
-  void load(int64_t begin, int64_t end) override { products_.load(begin, end); }
-  void begin_rows(int64_t worker, int64_t begin, int64_t end) override {
-    products_.begin_rows(worker, begin, end);
-    workers_[worker].rows = end - begin;
-  }
+      : StripeTiles<T>(StripeProducts<T>(x, rows, m, y, columns, n, d)), aligned_(aligned), workers_(num_workers()) {}
   void fill(int64_t worker, int64_t begin, int64_t end, T* out, int64_t stride) override {
+    const StripeProducts<T>& products = this->products_;
+    const int64_t m = products.m(), n = products.n(), lanes = products.lanes();
+    const T* squared = this->products_.squared(worker, begin, end);
+    const int64_t width = products.stride(begin, end);
     Worker& w = workers_[worker];
-    const int64_t m = products_.m(), n = products_.n(), lanes = products_.lanes();
-    const T* squared = products_.squared(worker, begin, end);
-    const int64_t width = products_.stride(begin, end);
     T* cost = w.cost.reserve(n * lanes);
     T* total = w.total.reserve(n * lanes);
     T* path = w.path.reserve(lanes);
-    for (int64_t i = 0; i < w.rows; ++i) {
+    for (int64_t i = 0; i < this->row_counts_[worker]; ++i) {
       for (int64_t j = begin; j < end; j += lanes) {
-        products_.kernel().stripe_path(squared + i * m * width + (j - begin) * n, width, m, n, aligned_, cost, total,
-                                       path);
+        const T* group = squared + i * m * width + (j - begin) * n;
+        products.kernel().stripe_path(group, width, m, n, aligned_, cost, total, path);
         std::copy_n(path, std::min(lanes, end - j), out + i * stride + (j - begin));
       }
     }
   }
   T pair(int64_t i, int64_t j) const override {
-    const int64_t m = products_.m(), n = products_.n();
+    const StripeProducts<T>& products = this->products_;
+    const int64_t m = products.m(), n = products.n();
     thread_local std::vector<T> cost;
-    cost.resize(m * n);
+    cost.assign(m * n, T(0));
     for (int64_t a = 0; a < m; ++a) {
-      for (int64_t b = 0; b < n; ++b) {
-        if (aligned_ || a == b)
-          cost[a * n + b] = tanh_half(std::sqrt(products_.pair(products_.x(i, a), products_.y(j, b))));
+      for (int64_t b = aligned_ ? 0 : a; b < (aligned_ ? n : a + 1); ++b) {
+        cost[a * n + b] = tanh_half(std::sqrt(products.pair(products.x(i, a), products.y(j, b))));
       }
     }
-    if (aligned_) {
-      accumulate_path(cost.data(), m, n, cost.data());
-      return cost[m * n - 1];
-    }
-    T sum = T(0);
-    for (int64_t a = 0; a < m; ++a) sum += cost[a * n + a];
-    return sum;
+    if (!aligned_) return std::accumulate(cost.begin(), cost.end(), T(0));
+    accumulate_path(cost.data(), m, n, cost.data());
+    return cost[m * n - 1];
   }
 
  private:
   struct Worker {
-    int64_t rows = 0;
     Scratch<T> cost, total, path;
   };
-  StripeProducts<T> products_;
   bool aligned_;
   std::vector<Worker> workers_;
 };
