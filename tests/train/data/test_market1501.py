@@ -1,0 +1,122 @@
+"""Market-1501's layout and names."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import loadmat
+
+from train.data import Sample, load_dataset
+from train.data.market1501 import parse_name
+
+TRAIN = ("0007_c3s1_000001_00.jpg", "0002_c1s1_000451_03.jpg", "0002_c2s1_000301_01.png", "-1_c1s1_000001_00.jpg")
+QUERY = ("0011_c1s1_000001_00.jpg", "0003_c2s1_000001_00.jpg")
+GALLERY = ("0011_c2s1_000001_00.jpg", "0003_c5s3_000001_00.jpg", "0000_c6s1_000001_00.jpg", "-1_c4s1_000001_00.jpg")
+
+
+@pytest.fixture
+def market(tmp_path, make_images):
+    home = tmp_path / "data" / "market1501"
+    make_images(home / "bounding_box_train", *TRAIN)
+    make_images(home / "query", *QUERY)
+    make_images(home / "bounding_box_test", *GALLERY)
+    return home
+
+
+def by_name(samples):
+    return {os.path.basename(sample.path): (sample.identity, sample.camera) for sample in samples}
+
+
+def test_reads_the_three_subsets(market):
+    data = load_dataset("market1501", market.parent)
+    assert data.name == "market1501" and data.num_train_identities == 2
+    assert by_name(data.train) == {TRAIN[0]: (1, 3), TRAIN[1]: (0, 1), TRAIN[2]: (0, 2)}  # junk gone, 2 and 7 -> 0, 1
+    assert by_name(data.query) == {QUERY[0]: (11, 1), QUERY[1]: (3, 2)}
+    assert by_name(data.gallery) == {GALLERY[0]: (11, 2), GALLERY[1]: (3, 5), GALLERY[2]: (0, 6)}
+    assert all(isinstance(sample, Sample) and os.path.isfile(sample.path) for sample in data.train)
+
+
+def test_root_may_be_the_set_or_its_parent(market):
+    expected = load_dataset("market1501", market.parent).query
+    assert load_dataset("market1501", market).query == expected
+    renamed = market.rename(market.parent / "Market-1501-v15.09.15")
+    assert by_name(load_dataset("market1501", renamed.parent).query) == by_name(expected)
+
+
+def test_relative_root_under_the_data_folder(market, monkeypatch, tmp_path):
+    monkeypatch.setenv("REIDOPS_DATA", str(tmp_path))
+    assert len(load_dataset("market1501", "data").query) == 2
+
+
+def test_other_files_are_passed_over(market):
+    (market / "query" / "Thumbs.db").write_bytes(b"x")
+    (market / "query" / ".0001_c1s1_000001_00.jpg").write_bytes(b"x")
+    (market / "query" / "readme.txt").write_text("x")
+    (market / "query" / "more.jpg").mkdir()
+    assert len(load_dataset("market1501", market).query) == 2
+
+
+@pytest.mark.parametrize("name", ["picture.jpg", "0001_1.jpg", "-2_c1s1_000001_00.jpg", "x0001_c1s1_000001_00.jpg"])
+def test_bad_name(market, make_images, name):
+    make_images(market / "query", name)
+    with pytest.raises(ValueError, match=f"in '.*query': '{name}' is not a Market-1501 file name.*0001_c1s1"):
+        load_dataset("market1501", market)
+
+
+def test_parse_name():
+    assert parse_name("1501_c6s4_012345_02.jpg") == (1501, 6)
+    assert parse_name("0000_c1s1_000151_00.jpg") == (0, 1)
+    assert parse_name("0005_c12_f0046985.jpg") == (5, 12)
+
+
+def test_missing_parts(tmp_path, market):
+    with pytest.raises(FileNotFoundError, match="no market1501 data set: none of .* holds bounding_box_train, query"):
+        load_dataset("market1501", tmp_path)
+    for path in (market / "query").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="query' holds no image"):
+        load_dataset("market1501", market)
+    (market / "query").rmdir()
+    with pytest.raises(FileNotFoundError, match="lacks the folder query/"):
+        load_dataset("market1501", market)
+
+
+def test_shared_identity_warns(market, make_images):
+    make_images(market / "query", "0007_c1s1_000001_00.jpg")
+    with pytest.warns(UserWarning, match="1 query identities are also in bounding_box_train"):
+        load_dataset("market1501", market)
+
+
+def test_official_identities_and_cameras(data_folder, tmp_path):
+    """The official lists, written as file names (one image, linked), come back as they were."""
+    protocol = data_folder / "protocols" / "market1501"
+
+    def official(name, key):
+        return loadmat(protocol / name)[key].ravel().astype(int)
+
+    lists = {
+        "bounding_box_train": (official("train_label.mat", "label"), official("train_cam.mat", "cam")),
+        "query": (official("queryID.mat", "queryID"), official("queryCam.mat", "queryCAM")),
+        "bounding_box_test": (official("testID.mat", "testID"), official("testCam.mat", "testCAM")),
+    }
+    image = tmp_path / "one.jpg"
+    Image.new("RGB", (1, 2)).save(image)
+    for folder, (identities, cameras) in lists.items():
+        (tmp_path / folder).mkdir()
+        for index, (identity, camera) in enumerate(zip(identities, cameras, strict=True)):
+            name = f"{'-1' if identity < 0 else f'{identity:04d}'}_c{camera}s1_{index:06d}_00.jpg"
+            (tmp_path / folder / name).symlink_to(image)
+    data = load_dataset("market1501", tmp_path)
+    assert (len(data.train), len(data.query), len(data.gallery)) == (12_936, 3_368, 15_913)
+    assert data.num_train_identities == 751
+    assert len({sample.identity for sample in data.query}) == 750
+    assert len({sample.identity for sample in data.gallery}) == 751  # the 750 and the distractors
+    for samples, folder in ((data.query, "query"), (data.gallery, "bounding_box_test")):
+        identities, cameras = lists[folder]
+        kept = identities >= 0
+        expected = sorted(zip(identities[kept].tolist(), cameras[kept].tolist(), strict=True))
+        assert sorted((sample.identity, sample.camera) for sample in samples) == expected
+    labels = np.unique(lists["bounding_box_train"][0], return_inverse=True)[1]
+    expected = sorted(zip(labels.tolist(), lists["bounding_box_train"][1].tolist(), strict=True))
+    assert sorted((sample.identity, sample.camera) for sample in data.train) == expected

@@ -1,0 +1,155 @@
+"""The partial query set."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.data import load_dataset, make_partial_queries
+from train.data import partial as partial_set
+
+
+def snapshot(folder):
+    return {path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns)
+            for path in folder.rglob("*") if path.is_file()}  # fmt: skip
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def names(samples):
+    return [(os.path.basename(sample.path), sample.identity, sample.camera) for sample in samples]
+
+
+@pytest.fixture
+def gradient(tmp_path, make_images):
+    """A set whose queries tell their rows: grey value = row."""
+    home = make_images(tmp_path / "whole", "bounding_box_train/0001_c1s1_000001_00.png",
+                       "bounding_box_test/0002_c2s1_000001_00.png")  # fmt: skip
+    (home / "query").mkdir()
+    rows = np.repeat(np.arange(200, dtype=np.uint8)[:, None, None], 3, axis=2).repeat(20, axis=1)
+    for number in range(40):
+        Image.fromarray(rows).save(home / "query" / f"0002_c1s1_{number:06d}_00.png")
+    return home
+
+
+def test_loads_as_a_partial_set(synthetic, tmp_path):
+    before = snapshot(synthetic)
+    target = make_partial_queries(synthetic, tmp_path / "synthetic_partial")
+    whole, part = load_dataset("synthetic", synthetic), load_dataset("synthetic_partial", tmp_path)
+    assert target == tmp_path / "synthetic_partial" and part.name == "synthetic_partial"
+    assert load_dataset("synthetic_partial", target) == part
+    for subset in ("train", "query", "gallery"):
+        assert names(getattr(whole, subset)) == names(getattr(part, subset))
+    changed = [Image.open(a.path).tobytes() != Image.open(b.path).tobytes()
+               for a, b in zip(whole.query, part.query, strict=True)]  # fmt: skip
+    assert all(changed)
+    assert snapshot(synthetic) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["synthetic_partial"]  # nothing left over
+
+
+def test_keeps_60_to_90_percent_at_any_place(gradient, tmp_path):
+    target = make_partial_queries(gradient, tmp_path / "part")
+    kept, tops = [], []
+    for path in (target / "query").iterdir():
+        image = np.asarray(Image.open(path))
+        assert image.shape == (200, 20, 3)
+        top, bottom = int(image[0, 0, 0]), int(image[-1, 0, 0])
+        assert (np.diff(image[:, 0, 0].astype(int)) >= 0).all()
+        kept.append((bottom - top + 1) / 200)
+        tops.append(top / (200 - (bottom - top)))
+    assert 0.58 <= min(kept) < 0.67 and 0.83 < max(kept) <= 0.91
+    assert min(tops) < 0.1 and max(tops) > 0.2
+
+
+def test_ratios_and_seed_decide(gradient, tmp_path):
+    one = files(make_partial_queries(gradient, tmp_path / "one") / "query")
+    assert files(make_partial_queries(gradient, tmp_path / "again") / "query") == one
+    assert files(make_partial_queries(gradient, tmp_path / "other", seed=1) / "query") != one
+    half = make_partial_queries(gradient, tmp_path / "half", min_ratio=0.5, max_ratio=0.5) / "query"
+    for path in half.iterdir():
+        image = np.asarray(Image.open(path)).astype(int)
+        assert abs(image[-1, 0, 0] - image[0, 0, 0] - 99) <= 1
+
+
+def test_links_are_relative_and_survive_a_move(gradient, tmp_path):
+    make_partial_queries(gradient, tmp_path / "part")
+    link = tmp_path / "part" / "bounding_box_train"
+    assert link.is_symlink() and not os.path.isabs(os.readlink(link))
+    moved = tmp_path.rename(tmp_path.with_name(tmp_path.name + "_moved"))
+    assert len(load_dataset("market1501_partial", moved / "part").gallery) == 1
+
+
+def test_copies_where_there_are_no_links(gradient, tmp_path, monkeypatch):
+    def no_links(*_, **__):
+        raise OSError("links are not supported here")
+
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    target = make_partial_queries(gradient, tmp_path / "part")
+    for folder in ("bounding_box_train", "bounding_box_test"):
+        assert not (target / folder).is_symlink()
+        assert files(target / folder) == files(gradient / folder)
+
+
+def test_made_once_and_again_when_the_source_changes(gradient, tmp_path):
+    target = make_partial_queries(gradient, tmp_path / "part")
+    before = snapshot(target)
+    make_partial_queries(gradient, tmp_path / "part")
+    assert snapshot(target) == before
+    Image.new("RGB", (20, 200)).save(gradient / "query" / "0002_c3s1_000000_00.png")
+    make_partial_queries(gradient, tmp_path / "part")
+    assert len(list((target / "query").iterdir())) == 41
+    assert json.loads((target / "partial.json").read_text())["queries"] == 41
+
+
+def test_a_failure_leaves_what_was_there(gradient, tmp_path, monkeypatch):
+    target = make_partial_queries(gradient, tmp_path / "part")
+    before = snapshot(target)
+    broken = gradient / "query" / "0009_c1s1_000000_00.png"
+    broken.write_bytes(b"this is no image")
+    with pytest.raises(OSError, match="0009_c1s1_000000_00.png"):
+        make_partial_queries(gradient, target)
+    assert snapshot(target) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part", "whole"]
+
+
+def test_refusals(gradient, tmp_path):
+    for low, high in ((0, 0.9), (0.9, 0.6), (0.6, 1.1)):
+        with pytest.raises(ValueError, match=f"got {low} and {high}"):
+            make_partial_queries(gradient, tmp_path / "part", min_ratio=low, max_ratio=high)
+    with pytest.raises(ValueError, match="target_root should lie outside the source"):
+        make_partial_queries(gradient, gradient)
+    with pytest.raises(ValueError, match="target_root should lie outside the source"):
+        make_partial_queries(gradient, gradient / "query" / "part")
+    with pytest.raises(FileNotFoundError, match="lacks the folder bounding_box_train/"):
+        make_partial_queries(tmp_path, tmp_path / "part")
+    with pytest.raises(FileNotFoundError, match="no data set at"):
+        make_partial_queries(tmp_path / "nowhere", tmp_path / "part")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "work.txt").write_text("keep me")
+    with pytest.raises(FileExistsError, match="was not made here"):
+        make_partial_queries(gradient, tmp_path / "mine")
+    assert files(tmp_path / "mine") == {"work.txt": b"keep me"}
+
+
+def test_the_whole_set_is_not_a_partial_one(gradient):
+    with pytest.raises(FileNotFoundError, match="it holds whole queries; make it with python -m train.data.partial"):
+        load_dataset("market1501_partial", gradient)
+
+
+def test_program_prints_what_it_made(gradient, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["partial", "--source", str(gradient), "--target", str(tmp_path / "part")])
+    partial_set.main()
+    printed = capsys.readouterr().out
+    assert "query   |      1 |       40" in printed and f"in {tmp_path / 'part'}" in printed
+
+
+def test_program_reports_errors_in_a_line(gradient, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["partial", "--source", str(gradient), "--target", str(gradient)])
+    with pytest.raises(SystemExit, match="^error: target_root should lie outside the source"):
+        partial_set.main()

@@ -1,0 +1,62 @@
+"""The published augmentation."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from train.data import Random2DTranslation, train_transform
+from train.data import test_transform as plain_transform
+
+
+@pytest.fixture
+def image():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (100, 50, 3), dtype=np.uint8))
+
+
+def test_plain_transform_is_resize_and_normalise(image):
+    tensor = plain_transform(64, 32)(image)
+    resized = np.asarray(image.resize((32, 64), Image.Resampling.BILINEAR), dtype=np.float64) / 255
+    expected = (resized - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert tensor.dtype == torch.float32 and tensor.shape == (3, 64, 32)
+    np.testing.assert_allclose(tensor.numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+
+
+def test_translation_is_a_resize_or_a_crop_of_the_larger(image):
+    torch.manual_seed(0)
+    transform = Random2DTranslation(64, 32)
+    plain = np.asarray(image.resize((32, 64), Image.Resampling.BILINEAR))
+    larger = np.asarray(image.resize((36, 72), Image.Resampling.BILINEAR))
+    crops = {larger[y : y + 64, x : x + 32].tobytes(): (y, x) for y in range(9) for x in range(5)}
+    found, resized = set(), 0
+    for _ in range(600):
+        result = np.asarray(transform(image))
+        if np.array_equal(result, plain):
+            resized += 1
+        else:
+            found.add(crops[result.tobytes()])
+    assert 240 < resized < 360  # 300 +- 5 standard deviations
+    assert {y for y, _ in found} == set(range(9)) and {x for _, x in found} == set(range(5))
+
+
+def test_probability_bounds(image):
+    plain = image.resize((32, 64), Image.Resampling.BILINEAR)
+    assert all(Random2DTranslation(64, 32, p=1)(image) == plain for _ in range(10))
+    assert all(Random2DTranslation(64, 32, p=0)(image) != plain for _ in range(10))
+    with pytest.raises(ValueError, match=r"p should be a probability, got 1.5"):
+        Random2DTranslation(64, 32, p=1.5)
+    with pytest.raises(ValueError, match="height and width should be positive, got 0 and 32"):
+        Random2DTranslation(0, 32)
+
+
+def test_training_transform_flips_and_follows_the_seed(image):
+    transform = train_transform(64, 32)
+    plain = plain_transform(64, 32)(image)
+    torch.manual_seed(1)
+    results = [transform(image) for _ in range(60)]
+    torch.manual_seed(1)
+    assert all(torch.equal(transform(image), result) for result in results)
+    assert all(result.shape == (3, 64, 32) for result in results)
+    assert any(torch.equal(result, plain) for result in results)
+    assert any(torch.equal(result.flip(2), plain) for result in results)

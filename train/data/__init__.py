@@ -1,0 +1,92 @@
+"""Data sets, samplers and transforms.
+
+``load_dataset(name, root)`` reads a data set, ``ImageDataset`` its images, ``RandomIdentitySampler`` deals its batches;
+``write_synthetic`` and ``make_partial_queries`` make data sets on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial as _with
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from train.data.dataset import ImageDataset, ReIDDataset, Sample, read_image
+from train.data.folder import load_folder
+from train.data.market1501 import load_market1501, load_partial
+from train.data.paths import find_input
+from train.data.samplers import RandomIdentitySampler
+from train.data.transforms import Random2DTranslation, test_transform, train_transform
+
+_LOADERS: dict[str, Callable[..., ReIDDataset]] = {
+    "market1501": _with(load_market1501, name="market1501", folders=("Market-1501-v15.09.15", "Market-1501")),
+    "market1501_partial": _with(load_partial, name="market1501_partial"),
+    "synthetic": _with(load_market1501, name="synthetic"),
+    "synthetic_partial": _with(load_partial, name="synthetic_partial"),
+    "folder": load_folder,
+}
+
+# These two modules are also programs (python -m train.data.synthetic), so they are imported on first use only:
+# a program must not have been imported by its own package before it starts.
+_PROGRAMS = {"write_synthetic": "train.data.synthetic", "make_partial_queries": "train.data.partial"}
+
+__all__ = [
+    "ImageDataset",
+    "Random2DTranslation",
+    "RandomIdentitySampler",
+    "ReIDDataset",
+    "Sample",
+    "dataset_names",
+    "find_input",
+    "load_dataset",
+    "make_partial_queries",
+    "read_image",
+    "test_transform",
+    "train_transform",
+    "write_synthetic",
+]
+
+
+def dataset_names() -> list[str]:
+    """The names that ``load_dataset`` knows.
+
+    Example:
+        >>> dataset_names()
+        ['market1501', 'market1501_partial', 'synthetic', 'synthetic_partial', 'folder']
+    """
+    return list(_LOADERS)
+
+
+def load_dataset(name: str, root: str | Path, **options: Any) -> ReIDDataset:
+    """Reads the file lists of a data set; no image is opened.
+
+    Args:
+        name: one of ``dataset_names()``.
+        root: the data set's folder, or the folder that holds one of that name; a relative one that does not exist
+            is also looked for under ``$REIDOPS_DATA``.
+        options: of the ``folder`` set: ``pattern``, ``query_camera``, ``train_fraction``, ``seed``
+            (see ``train.data.folder.load_folder``).
+
+    Returns:
+        Training, query and gallery samples.
+
+    Raises:
+        FileNotFoundError: the folder, or a part of it, is missing.
+        ValueError: the name is unknown, an option is, a subset is empty, or a file name does not follow the pattern.
+    """
+    if name not in _LOADERS:
+        raise ValueError(f"name should be one of {', '.join(_LOADERS)}, got {name!r}")
+    if options and name != "folder":
+        raise ValueError(f"the data set {name} takes no options, got {', '.join(options)}")
+    allowed = ("pattern", "query_camera", "train_fraction", "seed")
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise ValueError(f"the data set folder has the options {', '.join(allowed)}, got {', '.join(unknown)}")
+    return _LOADERS[name](root, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PROGRAMS:
+        return getattr(import_module(_PROGRAMS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,119 @@
+"""What every data set here is: three lists of samples, and the reader that turns samples into tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+
+class Sample(NamedTuple):
+    """One image: where it is, who is on it, and which camera took it."""
+
+    path: str
+    identity: int
+    camera: int
+
+
+@dataclass(frozen=True)
+class ReIDDataset:
+    """A re-identification data set.
+
+    Attributes:
+        name: what it was loaded as.
+        train: identities relabelled 0..K-1 in the order of their original numbers.
+        query: identities and cameras as in the file names.
+        gallery: the same; identity 0 of Market-1501 is a distractor that matches nobody.
+
+    Example:
+        >>> data = ReIDDataset("two", [Sample("a.jpg", 0, 1), Sample("b.jpg", 0, 2)], [], [])
+        >>> data.num_train_identities
+        1
+        >>> print(data.summary())
+        two
+        subset  |  # ids | # images | # cameras
+        --------+--------+----------+----------
+        train   |      1 |        2 |         2
+        query   |      0 |        0 |         0
+        gallery |      0 |        0 |         0
+    """
+
+    name: str
+    train: list[Sample]
+    query: list[Sample]
+    gallery: list[Sample]
+
+    @property
+    def num_train_identities(self) -> int:
+        """How many people there are to classify in training."""
+        return len({sample.identity for sample in self.train})
+
+    def summary(self) -> str:
+        """The field's table of counts, one line a subset."""
+        lines = [self.name, "subset  |  # ids | # images | # cameras", "--------+--------+----------+----------"]
+        for subset in ("train", "query", "gallery"):
+            samples = getattr(self, subset)
+            identities = len({sample.identity for sample in samples})
+            cameras = len({sample.camera for sample in samples})
+            lines.append(f"{subset:7s} | {identities:6d} | {len(samples):8d} | {cameras:9d}")
+        return "\n".join(lines)
+
+
+class ImageDataset(Dataset):
+    """Reads the images of a list of samples, for a ``torch.utils.data.DataLoader``.
+
+    Args:
+        samples: what to read, in this order.
+        transform: applied to each RGB ``PIL.Image``; None leaves the image as it is.
+
+    Returns (by index):
+        ``(image, identity, camera)``.
+
+    Raises:
+        OSError: an image is missing or cannot be read; the message names the file.
+    """
+
+    def __init__(self, samples: list[Sample], transform: Callable[[Image.Image], Any] | None = None):
+        self.samples = samples
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int, int]:
+        path, identity, camera = self.samples[index]
+        image = read_image(path)
+        return (image if self.transform is None else self.transform(image)), identity, camera
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Reads one image as RGB; an ``OSError`` names the file where that fails."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"cannot read the image '{path}': {error}") from error
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images that lie directly in a folder, sorted by name; hidden and other files are passed over."""
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in IMAGE_EXTENSIONS and not entry.name.startswith(".") and entry.is_file()
+    )
+
+
+def relabel(samples: Iterable[Sample]) -> list[Sample]:
+    """Numbers the identities 0..K-1 in the order of their original numbers."""
+    samples = list(samples)
+    labels = {identity: label for label, identity in enumerate(sorted({sample.identity for sample in samples}))}
+    return [sample._replace(identity=labels[sample.identity]) for sample in samples]

@@ -1,0 +1,101 @@
+"""Market-1501's layout (Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015).
+
+``bounding_box_train/``, ``query/`` and ``bounding_box_test/`` hold images called ``0001_c1s1_001051_00.jpg``: identity,
+camera, sequence, frame, box. Identity -1 is junk (a box that shows no whole person), 0 is a distractor.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+from train.data.dataset import ReIDDataset, Sample, list_images, relabel
+from train.data.paths import find_input
+
+TRAIN, QUERY, GALLERY = FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+JUNK, DISTRACTOR = -1, 0
+PARTIAL_STAMP = "partial.json"
+
+_NAME = re.compile(r"(?P<identity>-1|\d+)_c(?P<camera>\d+)(?!\d)")
+
+
+def load_market1501(root: str | Path, *, name: str = "market1501", folders: tuple[str, ...] = ()) -> ReIDDataset:
+    """Reads a data set in Market-1501's layout.
+
+    Junk images (identity -1) are left out of every subset, as in the published loader; distractors (0) stay in the
+    gallery.
+
+    Args:
+        root: the data set's folder, or the folder that holds it.
+        name: the name of the result, and of the folder looked for in ``root``.
+        folders: other names that the folder may have.
+
+    Returns:
+        The data set; cameras are numbered as in the file names, from 1.
+
+    Raises:
+        FileNotFoundError: no such folder, or one of the three sub-folders is missing.
+        ValueError: a sub-folder holds no image, or an image's name does not follow the pattern.
+    """
+    home = find_market1501(root, name=name, folders=folders)
+    train, query, gallery = (_read_folder(home / folder) for folder in FOLDERS)
+    both = {sample.identity for sample in train} & {sample.identity for sample in query}
+    if both:
+        warnings.warn(f"'{home}': {len(both)} query identities are also in {TRAIN}", stacklevel=2)
+    return ReIDDataset(name, relabel(train), query, gallery)
+
+
+def load_partial(root: str | Path, *, name: str = "market1501_partial") -> ReIDDataset:
+    """Reads a partial set: as ``load_market1501``, but never mistakes the whole set for the partial one."""
+    home = find_market1501(root, name=name)
+    if "partial" not in home.name and not (home / PARTIAL_STAMP).is_file():
+        raise FileNotFoundError(
+            f"no {name} at '{home}': it holds whole queries; make it with "
+            f"python -m train.data.partial --source {home} --target {home.with_name(name)}"
+        )
+    return load_market1501(home, name=name)
+
+
+def find_market1501(root: str | Path, *, name: str = "market1501", folders: tuple[str, ...] = ()) -> Path:
+    """The folder that holds the three sub-folders: ``root``/name or ``root`` itself."""
+    root = find_input(root, f"folder for {name}")
+    places = [root / folder for folder in (name, *folders)] + [root]
+    for home in places:
+        if any((home / folder).is_dir() for folder in FOLDERS):
+            break
+    else:
+        looked = ", ".join(f"'{place}'" for place in places)
+        raise FileNotFoundError(f"no {name} data set: none of {looked} holds {', '.join(FOLDERS)}")
+    for folder in FOLDERS:
+        if not (home / folder).is_dir():
+            raise FileNotFoundError(f"{name} at '{home}' lacks the folder {folder}/")
+    return home
+
+
+def parse_name(name: str) -> tuple[int, int]:
+    """Identity and camera from a file name.
+
+    Example:
+        >>> parse_name("0002_c1s1_000451_03.jpg")
+        (2, 1)
+        >>> parse_name("-1_c6s3_087542_01.jpg")
+        (-1, 6)
+    """
+    match = _NAME.match(name)
+    if match is None:
+        raise ValueError(f"'{name}' is not a Market-1501 file name: wanted one like 0001_c1s1_001051_00.jpg")
+    return int(match["identity"]), int(match["camera"])
+
+
+def _read_folder(folder: Path) -> list[Sample]:
+    paths = list_images(folder)
+    if not paths:
+        raise ValueError(f"'{folder}' holds no image")
+    samples = []
+    for path in paths:
+        try:
+            samples.append(Sample(str(path), *parse_name(path.name)))
+        except ValueError as error:
+            raise ValueError(f"in '{folder}': {error}") from None
+    return [sample for sample in samples if sample.identity != JUNK]

@@ -1,0 +1,35 @@
+"""Finds what a person names on the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def find_input(path: str | os.PathLike, what: str = "input") -> Path:
+    """Finds a file or folder that is to be read: as it is named, else under the folder ``$REIDOPS_DATA``.
+
+    Args:
+        path: absolute, or relative to the working directory or to ``$REIDOPS_DATA``.
+        what: what is looked for, for the error's wording.
+
+    Returns:
+        The first of the places that exists.
+
+    Raises:
+        FileNotFoundError: nothing is there; the message lists the places.
+
+    Example:
+        >>> find_input("no such folder", "data set")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        FileNotFoundError: no data set at 'no such folder'...
+    """
+    path = Path(path).expanduser()
+    shared = os.environ.get("REIDOPS_DATA")
+    places = [path] if path.is_absolute() or not shared else [path, Path(shared) / path]
+    for place in places:
+        if place.exists():
+            return place
+    looked = " or ".join(f"'{place}'" for place in places)
+    hint = "" if shared or path.is_absolute() else " (REIDOPS_DATA, where it would be looked for too, is not set)"
+    raise FileNotFoundError(f"no {what} at {looked}{hint}")

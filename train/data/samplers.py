@@ -1,0 +1,77 @@
+"""Batches for triplet losses: P identities, K images of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from train.data.dataset import Sample
+
+
+class RandomIdentitySampler(Sampler[int]):
+    """Yields indices so that every ``batch_size`` in a row are P identities x K images of each.
+
+    In an epoch each identity comes at most once; the identities that would not fill a last whole batch wait for
+    another epoch. An identity with fewer than K images is drawn from with replacement. (Hermans et al., In Defense of
+    the Triplet Loss for Person Re-Identification, 2017, section 2.)
+
+    Args:
+        samples: the training samples; only identities are read.
+        batch_size: P x K, the ``batch_size`` of the loader that takes this sampler.
+        num_instances: K.
+        seed: with the epoch, decides every batch.
+        generator: where given, the seed is drawn from it instead.
+
+    Raises:
+        ValueError: ``batch_size`` is no multiple of ``num_instances``, there are fewer than P identities, or
+            ``seed`` is negative.
+
+    Example:
+        >>> samples = [Sample("", identity, 1) for identity in range(4) for _ in range(3)]
+        >>> sampler = RandomIdentitySampler(samples, batch_size=4, num_instances=2)
+        >>> len(sampler)
+        8
+        >>> [samples[i].identity for i in sampler][0::2] == [samples[i].identity for i in sampler][1::2]
+        True
+    """
+
+    def __init__(self, samples: Sequence[Sample], batch_size: int, num_instances: int = 4, *, seed: int = 0,
+                 generator: torch.Generator | None = None):  # fmt: skip
+        if num_instances < 1 or batch_size < 1 or batch_size % num_instances:
+            raise ValueError(
+                f"batch_size should be a positive multiple of num_instances, got {batch_size} and {num_instances}"
+            )
+        if seed < 0:
+            raise ValueError(f"seed should be at least 0, got {seed}")
+        images_of: dict[int, list[int]] = {}
+        for index, (_, identity, _) in enumerate(samples):
+            images_of.setdefault(identity, []).append(index)
+        self.images_of = [np.array(images_of[identity]) for identity in sorted(images_of)]
+        self.identities_per_batch = batch_size // num_instances
+        if len(self.images_of) < self.identities_per_batch:
+            raise ValueError(
+                f"samples should hold at least batch_size / num_instances = {self.identities_per_batch} identities, "
+                f"got {len(self.images_of)}"
+            )
+        self.num_instances = num_instances
+        self.seed = seed if generator is None else int(torch.randint(2**62, (), generator=generator))
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose batches come next; without it every epoch is the same."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        for identity in rng.permutation(len(self.images_of))[: self._identities_per_epoch()]:
+            images = self.images_of[identity]
+            yield from rng.choice(images, self.num_instances, replace=len(images) < self.num_instances).tolist()
+
+    def __len__(self) -> int:
+        return self._identities_per_epoch() * self.num_instances
+
+    def _identities_per_epoch(self) -> int:
+        return len(self.images_of) // self.identities_per_batch * self.identities_per_batch
