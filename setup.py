@@ -105,7 +105,15 @@ def cuda_archs() -> str:
 
 def cuda_extension():
     ptxas = "-v" if os.environ.get("REIDOPS_PTXAS") == "1" else "-warn-spills"
-    nvcc = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "--extended-lambda", "-lineinfo", f"-Xptxas={ptxas}"]
+    nvcc = [
+        "-O3",
+        "-std=c++17",
+        "--expt-relaxed-constexpr",
+        "--extended-lambda",
+        "-lineinfo",
+        "-Xcompiler=-fvisibility=hidden",
+        f"-Xptxas={ptxas}",
+    ]
     macros = [f"-DTORCH_TARGET_VERSION={version_macro()}", "-DUSE_CUDA"]
     return cpp_extension.CUDAExtension(
         "reidops._C_cuda",

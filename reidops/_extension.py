@@ -13,6 +13,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from . import _cuda
+
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
@@ -61,6 +63,7 @@ def load_cuda() -> str:
             f"cannot be loaded: {reason} (built with CUDA {built_with('CUDA_VERSION')}, torch has CUDA"
             f" {torch.version.cuda}); to build it again, type in a checkout: {REBUILD}"
         )
+    _cuda.register()
     return "loaded"
 
 

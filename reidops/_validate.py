@@ -116,7 +116,7 @@ def check_squares_fit(**tensors: Tensor) -> None:
     """Features, of dimension d, whose squared distances are within range: |value| at most sqrt(largest / 4 d)."""
     for name, tensor in tensors.items():
         limit = math.sqrt(torch.finfo(tensor.dtype).max / (4 * tensor.shape[-1]))
-        low, high = (float(extreme) for extreme in tensor.aminmax())
+        low, high = (float(extreme) for extreme in tensor.detach().aminmax())
         if max(-low, high) > limit:
             wanted = f"within +-{limit:.3g}, so that squared distances fit {_word(tensor.dtype)}"
             raise ValueError(f"{name} should be {wanted}, got {high if high > limit else low}")
