@@ -51,6 +51,8 @@ from torch.utils import cpp_extension  # noqa: E402
 
 def cuda_obstacle() -> str | None:
     """Why the CUDA kernels are not built, or None if they are."""
+    if os.environ.get("REIDOPS_CUDA", "") not in ("", "0", "1"):
+        raise SystemExit(f"reidops: REIDOPS_CUDA should be 0 or 1, got {os.environ['REIDOPS_CUDA']}")
     if os.environ.get("REIDOPS_CUDA") == "0":
         return "REIDOPS_CUDA=0"
     if not sorted(ROOT.glob("csrc/cuda/*.cu")):
@@ -59,7 +61,10 @@ def cuda_obstacle() -> str | None:
         return f"torch {torch.__version__} is a CPU build"
     if HOME is None or not (HOME / "bin" / "nvcc").exists():
         return "nvcc was not found (set CUDA_HOME)"
-    release = subprocess.run([HOME / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
+    try:
+        release = subprocess.run([HOME / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
+    except OSError as error:
+        return f"nvcc cannot be run: {error}"
     version = re.search(r"release (\d+)\.(\d+)", release)
     if version is None or version.group(1) != torch.version.cuda.split(".")[0]:
         found = "of an unknown version" if version is None else f"{version.group(1)}.{version.group(2)}"

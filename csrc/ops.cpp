@@ -7,6 +7,9 @@
 
 STABLE_TORCH_LIBRARY(reidops, m) {
   m.def("euclidean_distance(Tensor x, Tensor y, bool squared) -> Tensor");
+  m.def(
+      "euclidean_distance_backward(Tensor grad, Tensor x, Tensor y, Tensor distance, bool squared)"
+      " -> (Tensor, Tensor)");
 
   m.def("shortest_path(Tensor cost) -> Tensor");
   m.def("shortest_path_backward(Tensor grad, Tensor cost) -> Tensor");
@@ -42,7 +45,7 @@ STABLE_TORCH_LIBRARY(reidops, m) {
   m.def("channel_attention(Tensor query, Tensor key, Tensor value) -> (Tensor, Tensor)");
   m.def(
       "channel_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output,"
-      " Tensor logsumexp) -> (Tensor, Tensor, Tensor)");
+      " Tensor statistics) -> (Tensor, Tensor, Tensor)");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import _cuda
+from . import _composed
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
@@ -35,7 +35,7 @@ def load_cpu() -> ModuleType:
             raise
         folder = Path(__file__).parent
         others = sorted(path.name for path in folder.glob("_C.*"))
-        found = f" (there is {', '.join(others)}, for Python {built_with('PYTHON_VERSION')})" if others else ""
+        found = f" (there is {', '.join(others)})" if others else ""
         raise ImportError(
             f"reidops is not built: {folder} holds no compiled reidops._C for this Python{found}.\n"
             "In a checkout type: pip install -e . --no-build-isolation    or: make test"
@@ -63,7 +63,7 @@ def load_cuda() -> str:
             f"cannot be loaded: {reason} (built with CUDA {built_with('CUDA_VERSION')}, torch has CUDA"
             f" {torch.version.cuda}); to build it again, type in a checkout: {REBUILD}"
         )
-    _cuda.register()
+    _composed.register()
     return "loaded"
 
 

@@ -40,7 +40,9 @@ def numpy_in_numpy_out(op: Callable) -> Callable:
 def _to_tensor(name: str, array: np.ndarray, half_as_float32: bool) -> Tensor:
     if half_as_float32 and array.dtype == np.float16:
         array = array.astype(np.float32)
-    if any(stride < 0 for stride in array.strides):
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} should be a plain array, got a masked one: nothing here heeds the mask")
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)  # nothing here writes to it

@@ -11,6 +11,7 @@ import operator
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from ._training import AUTOCAST_DEVICES
 
@@ -73,12 +74,20 @@ def check_number(name: str, value: float, low: float, high: float) -> float:
     """A finite number from low to high (infinity: no end), as a Python float."""
     try:
         number = float(None if isinstance(value, str) else value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} should be a number, got {_type(value)} {value!r}") from None
     if not (low <= number <= high and number < math.inf):
         wanted = f"at least {low} and finite" if high == math.inf else f"between {low} and {high}"
         raise ValueError(f"{name} should be {wanted}, got {number}")
     return number
+
+
+def check_flag(name: str, value: bool) -> None:
+    """True or False itself, not something that could count as one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be True or False, got {_type(value)} {value!r}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -100,6 +109,8 @@ def checks_values(tensor: Tensor, validate: bool | None = True) -> bool:
 
     There are no values to look at while torch.compile traces and in tensors without data.
     """
+    if validate is not None:
+        check_flag("validate", validate)
     if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor):
         return False
     return tensor.device.type == "cpu" if validate is None else validate
@@ -116,6 +127,8 @@ def check_squares_fit(**tensors: Tensor) -> None:
     """Features, of dimension d, whose squared distances are within range: |value| at most sqrt(largest / 4 d)."""
     for name, tensor in tensors.items():
         limit = math.sqrt(torch.finfo(tensor.dtype).max / (4 * tensor.shape[-1]))
+        if tensor.numel() == 0:
+            continue
         low, high = (float(extreme) for extreme in tensor.detach().aminmax())
         if max(-low, high) > limit:
             wanted = f"within +-{limit:.3g}, so that squared distances fit {_word(tensor.dtype)}"
@@ -148,8 +161,12 @@ def result_dtype(tensor: Tensor) -> torch.dtype:
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} should be a torch.Tensor, got {_type(tensor)}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} should be a dense tensor, got layout {_word(tensor.layout)}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        came = "a nested tensor" if tensor.is_nested else f"layout {_word(tensor.layout)}"
+        raise TypeError(f"{name} should be a dense tensor, got {came}")
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"reidops has no forward-mode derivatives, and {name} carries a tangent")
 
 
 def _check_device(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:

@@ -49,15 +49,15 @@ def channel_attention(query: Tensor, key: Tensor, value: Tensor, *, validate: bo
     query, key, value = widen(query, key, value)
     if checks_values(query, validate):
         check_finite(query=query, key=key, value=value)
-    output, logsumexp = torch.ops.reidops.channel_attention(query, key, value)
+    output, statistics = torch.ops.reidops.channel_attention(query, key, value)
     if checks_values(query, validate):
-        _check_scores(query, key, logsumexp)
+        _check_scores(query, key, statistics)
     return output.to(dtype)
 
 
-def _check_scores(query: Tensor, key: Tensor, logsumexp: Tensor) -> None:
+def _check_scores(query: Tensor, key: Tensor, statistics: Tensor) -> None:
     """The scores are finite: a row with an infinite one has no softmax."""
-    if not math.isfinite(logsumexp.detach().sum()) and not logsumexp.isfinite().all():
+    if not math.isfinite(statistics.detach().sum()) and not statistics.isfinite().all():
         largest = f"{query.abs().amax().item():.3g} in query and {key.abs().amax().item():.3g} in key"
         raise ValueError(
             f"query and key should have products that fit {str(query.dtype)[6:]}, got values up to {largest}"
@@ -66,20 +66,20 @@ def _check_scores(query: Tensor, key: Tensor, logsumexp: Tensor) -> None:
 
 @torch.library.register_fake("reidops::channel_attention")
 def _channel_attention_fake(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    return query.new_empty(query.shape), query.new_empty(query.shape[:2])
+    return query.new_empty(query.shape), query.new_empty(query.shape[0], 2, query.shape[1])
 
 
 @torch.library.register_fake("reidops::channel_attention_backward")
 def _channel_attention_backward_fake(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, logsumexp: Tensor
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, statistics: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 def _channel_attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    attended, logsumexp = output
-    ctx.mark_non_differentiable(logsumexp)
-    ctx.save_for_backward(*inputs, attended, logsumexp)
+    attended, statistics = output
+    ctx.mark_non_differentiable(statistics)
+    ctx.save_for_backward(*inputs, attended, statistics)
 
 
 def _channel_attention_backward(ctx: Any, grad: Tensor, _: Any) -> tuple:

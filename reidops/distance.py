@@ -1,19 +1,21 @@
 """Distances: Euclidean, the shortest path through a cost matrix, and DMLI, the aligned distance of striped images."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import _composed
 from ._extension import check_kernel
 from ._numpy import Array, numpy_in_numpy_out
 from ._training import differentiable_once, float32_under_autocast
 from ._validate import (
     check_finite,
+    check_flag,
     check_floats,
     check_precision,
     check_shape,
+    check_squares_fit,
     checks_values,
     result_dtype,
     widen,
@@ -26,7 +28,7 @@ from ._validate import (
 def euclidean_distance(x: Array, y: Array, *, squared: bool = False, validate: bool | None = None) -> Array:
     """Euclidean distance of every row of x to every row of y.
 
-    Identical rows have distance exactly 0 and gradient 0 there. Differentiable any number of times.
+    Identical rows have distance exactly 0 and gradient 0 there. Differentiable twice.
 
     Args:
         x: (M, d) float tensor or NumPy array; M may be 0.
@@ -39,7 +41,7 @@ def euclidean_distance(x: Array, y: Array, *, squared: bool = False, validate: b
 
     Raises:
         TypeError: x or y is no float tensor or array, or their dtypes differ.
-        ValueError: shapes or devices do not fit, or a value is not finite.
+        ValueError: shapes or devices do not fit, a value is not finite, or so large that its square is not.
 
     Example:
         >>> x = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
@@ -48,6 +50,7 @@ def euclidean_distance(x: Array, y: Array, *, squared: bool = False, validate: b
         tensor([[0., 4.],
                 [3., 5.]])
     """
+    check_flag("squared", squared)
     check_floats(x=x, y=y)
     check_shape("x", x, ("M", "d"), empty=True)
     check_shape("y", y, ("N", x.shape[1]), like=f"like x {tuple(x.shape)}", empty=True)
@@ -56,6 +59,7 @@ def euclidean_distance(x: Array, y: Array, *, squared: bool = False, validate: b
     x, y = widen(x, y)
     if checks_values(x, validate):
         check_finite(x=x, y=y)
+        check_squares_fit(x=x, y=y)
     return torch.ops.reidops.euclidean_distance(x, y, squared).to(dtype)
 
 
@@ -64,30 +68,42 @@ def _euclidean_distance_fake(x: Tensor, y: Tensor, squared: bool) -> Tensor:
     return x.new_empty(x.shape[0], y.shape[0])
 
 
+@torch.library.register_fake("reidops::euclidean_distance_backward")
+def _euclidean_distance_backward_fake(
+    grad: Tensor, x: Tensor, y: Tensor, distance: Tensor, squared: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), y.new_empty(y.shape)
+
+
 def _euclidean_distance_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, y, ctx.squared = inputs
-    ctx.save_for_backward(x, y, None if ctx.squared else output)
+    ctx.save_for_backward(x, y, output)
 
 
 def _euclidean_distance_backward(ctx: Any, grad: Tensor) -> tuple:
-    x, y, distance = ctx.saved_tensors
-    grad_x = grad_y = None
-    with torch.autocast(x.device.type, enabled=False):
-        # grad_x[i] = sum over j of weight[i, j] (x[i] - y[j]), and the same for y with the roles exchanged. A common
-        # shift changes no difference; taking the centre away keeps digits where features are close to each other.
-        centre = y.detach().sum(0) / max(y.shape[0], 1)
-        x, y = x - centre, y - centre
-        weight = 2 * grad if ctx.squared else grad / distance.masked_fill(distance == 0, math.inf)
-        if ctx.needs_input_grad[0]:
-            grad_x = weight.sum(1, keepdim=True) * x - weight @ y
-        if ctx.needs_input_grad[1]:
-            grad_y = weight.sum(0).unsqueeze(1) * y - weight.mT @ x
-    return grad_x, grad_y, None
+    grads = torch.ops.reidops.euclidean_distance_backward(grad, *ctx.saved_tensors, ctx.squared)
+    return *(grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
+
+
+def _second_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, ctx.squared = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _second_backward(ctx: Any, *grads: Tensor) -> tuple:
+    if torch.is_grad_enabled():
+        raise NotImplementedError("reidops.euclidean_distance can be differentiated twice, not three times")
+    with torch.enable_grad():
+        inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        first = _composed.euclidean_distance_backward(*inputs, ctx.squared)
+        second = torch.autograd.grad(first, inputs, grads, allow_unused=True)
+    return *second, None
 
 
 torch.library.register_autograd(
     "reidops::euclidean_distance", _euclidean_distance_backward, setup_context=_euclidean_distance_setup
 )
+torch.library.register_autograd("reidops::euclidean_distance_backward", _second_backward, setup_context=_second_setup)
 float32_under_autocast("reidops::euclidean_distance")
 
 
@@ -308,6 +324,7 @@ def dmli_matrix(x: Array, y: Array, *, aligned: bool = True, precision: str | No
         >>> dmli_matrix(x, y, aligned=False)
         tensor([[1.5232, 0.0000]])
     """
+    check_flag("aligned", aligned)
     check_floats(x=x, y=y)
     check_shape("x", x, ("M", "m", "d"), empty=True)
     check_shape("y", y, ("N", "n", x.shape[2]), like=f"like x {tuple(x.shape)}", empty=True)

@@ -9,6 +9,7 @@ from ._extension import check_kernel
 from ._training import differentiable_once, float32_under_autocast
 from ._validate import (
     check_finite,
+    check_flag,
     check_floats,
     check_integers,
     check_no_nan,
@@ -56,6 +57,7 @@ def batch_hard(features: Tensor, labels: Tensor, *, normalize: bool = False, val
         >>> mined.negative_index
         tensor([2, 2, 1, 1])
     """
+    check_flag("normalize", normalize)
     check_floats(features=features)
     check_shape("features", features, ("B", "d"))
     labels = _check_labels("features", features, labels)

@@ -1,7 +1,7 @@
 // Stripe distance of AlignedReID: tanh(d / 2) of the Euclidean distance d of two stripes, and the exponential under it.
 //
 // tanh(d/2) = (e^d - 1) / (e^d + 1), but does not overflow. Branch-free float code, so that a loop over it is
-// vectorised; maximum relative error below 4e-7 (tests/csrc hold it to that).
+// vectorised; maximum relative error below 4e-7.
 #pragma once
 
 #include <cmath>

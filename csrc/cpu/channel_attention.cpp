@@ -3,12 +3,13 @@
 //
 // query, key, value: (B, C, L). A thread takes kBlock channels at a time: their C scores, the softmax and the weighted
 // sum, 4 C L FLOPs a channel, while keys and values, packed once an image, stream from the cache. Backward recomputes
-// the scores from the saved logarithm of each row's sum: once by rows (gradient of query) and once by columns (of key
-// and value), so that every result has one writer and the sums do not depend on the number of threads.
+// the weights from each row's saved maximum and 1 / sum (their logarithm added up would lose the sum's digits beside a
+// large maximum): once by rows (gradient of query) and once by columns (of key and value), so that every result has one
+// writer and the sums do not depend on the number of threads.
 #include <cmath>
 #include <limits>
 
-#include "pack.h"
+#include "products.h"
 #include "tensor.h"
 
 namespace reidops {
@@ -16,54 +17,10 @@ namespace {
 
 constexpr int64_t kBlock = 64;
 
-// The right-hand side of a product, packed by all threads.
+// One thread's buffers.
 template <typename T>
-class Right {
- public:
-  // Row r, step k of the depth: x[r * row_stride + k * depth_stride].
-  void pack(const T* x, int64_t rows, int64_t row_stride, int64_t depth, int64_t depth_stride) {
-    depth_ = depth;
-    panels_ = ceil_div(rows, kernel_.lanes);
-    T* packed = packed_.reserve(panels_ * kernel_.lanes * depth);
-    parallel_ranges(panels_, (1 << 14) / (depth * kernel_.lanes) + 1, [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * kernel_.lanes;
-      pack_rows(x + first * row_stride, std::min(end * kernel_.lanes, rows) - first, row_stride, depth, depth_stride,
-                kernel_.lanes, packed + first * depth);
-    });
-  }
-  void pack_plain(const T* x, int64_t rows, int64_t depth) { pack(x, rows, depth, depth, 1); }      // x: (rows, depth)
-  void pack_transposed(const T* x, int64_t rows, int64_t depth) { pack(x, rows, 1, depth, rows); }  // x: (depth, rows)
-
-  int64_t stride() const { return panels_ * kernel_.lanes; }
-  int64_t depth() const { return depth_; }
-  const T* get() const { return packed_.get(); }
-  int64_t panels() const { return panels_; }
-
- private:
-  const Kernels<T>& kernel_ = kernels<T>();
-  Scratch<T> packed_;
-  int64_t panels_ = 0, depth_ = 0;
-};
-
-// One thread's buffers for products of a block of rows.
-template <typename T>
-class Block {
- public:
-  // (rows, depth) rows `stride` apart times right^T; the result has rows right.stride() apart.
-  T* multiply(const T* left, int64_t rows, int64_t stride, const Right<T>& right, Scratch<T>& result) {
-    const int64_t panels = ceil_div(rows, kernel_.rows);
-    T* packed = packed_.reserve(panels * kernel_.rows * right.depth());
-    pack_rows(left, rows, stride, right.depth(), 1, kernel_.rows, packed);
-    T* products = result.reserve(panels * kernel_.rows * right.stride());
-    kernel_.multiply(packed, panels, right.get(), right.panels(), right.depth(), products, right.stride());
-    return products;
-  }
-
+struct Block : BlockProduct<T> {
   Scratch<T> scores, slopes, sums;
-
- private:
-  const Kernels<T>& kernel_ = kernels<T>();
-  Scratch<T> packed_;
 };
 
 struct Sizes {
@@ -86,12 +43,12 @@ std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tenso
   const Tensor query = dense(query_in, 3, "query"), key = dense(key_in, 3, "key"), value = dense(value_in, 3, "value");
   const Sizes s = check(query, key, value);
   Tensor output = new_tensor({s.batch, s.channels, s.length}, query.scalar_type());
-  Tensor logsumexp = new_tensor({s.batch, s.channels}, query.scalar_type());
+  Tensor statistics = new_tensor({s.batch, 2, s.channels}, query.scalar_type());  // maximum, 1 / sum of each row
   return with_floating_type(query, "query", [&](auto zero) {
     using T = decltype(zero);
     const auto& kernel = kernels<T>();
     const T *q = data<T>(query), *k = data<T>(key), *v = data<T>(value);
-    T *out = mutable_data<T>(output), *lse = mutable_data<T>(logsumexp);
+    T *out = mutable_data<T>(output), *saved = mutable_data<T>(statistics);
     Right<T> keys, values;
     std::vector<Block<T>> blocks(num_workers());
     for (int64_t b = 0; b < s.batch; ++b) {
@@ -109,7 +66,9 @@ std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tenso
           kernel.extrema(row, s.channels, &smallest, &largest);
           const T sum = kernel.exponentials(row, s.channels, largest);
           shares[r] = T(1) / sum;
-          lse[c0 + r] = largest + std::log(sum);
+          T* row_saved = saved + b * 2 * s.channels + task * kBlock + r;
+          row_saved[0] = largest;
+          row_saved[s.channels] = shares[r];
         }
         const T* sums = block.multiply(scores, rows, keys.stride(), values, block.sums);
         for (int64_t r = 0; r < rows; ++r) {
@@ -118,7 +77,7 @@ std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tenso
         }
       });
     }
-    return std::make_tuple(output, logsumexp);
+    return std::make_tuple(output, statistics);
   });
 }
 
@@ -126,15 +85,15 @@ std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tenso
 //   dQ = dS K,  dK = dS^T Q,  dV = P^T dO.
 std::tuple<Tensor, Tensor, Tensor> channel_attention_backward(const Tensor& grad_in, const Tensor& query_in,
                                                               const Tensor& key_in, const Tensor& value_in,
-                                                              const Tensor& output_in, const Tensor& logsumexp_in) {
+                                                              const Tensor& output_in, const Tensor& statistics_in) {
   const Tensor query = dense(query_in, 3, "query"), key = dense(key_in, 3, "key"), value = dense(value_in, 3, "value");
   const Tensor grad = dense(grad_in, 3, "grad"), output = dense(output_in, 3, "output"),
-               logsumexp = dense(logsumexp_in, 2, "logsumexp");
+               statistics = dense(statistics_in, 3, "statistics");
   const Sizes s = check(query, key, value);
   check(query, grad, output);
-  STD_TORCH_CHECK(
-      logsumexp.size(0) == s.batch && logsumexp.size(1) == s.channels && logsumexp.scalar_type() == query.scalar_type(),
-      "logsumexp should match query");
+  STD_TORCH_CHECK(statistics.size(0) == s.batch && statistics.size(1) == 2 && statistics.size(2) == s.channels &&
+                      statistics.scalar_type() == query.scalar_type(),
+                  "statistics should match query");
   Tensor grad_query = new_tensor({s.batch, s.channels, s.length}, query.scalar_type());
   Tensor grad_key = new_tensor({s.batch, s.channels, s.length}, query.scalar_type());
   Tensor grad_value = new_tensor({s.batch, s.channels, s.length}, query.scalar_type());
@@ -149,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> channel_attention_backward(const Tensor& grad
       const T *q = data<T>(query) + b * s.image(), *k = data<T>(key) + b * s.image(),
               *v = data<T>(value) + b * s.image();
       const T *g = data<T>(grad) + b * s.image(), *o = data<T>(output) + b * s.image(),
-              *lse = data<T>(logsumexp) + b * channels;
+              *largest = data<T>(statistics) + b * 2 * channels, *share = largest + channels;
       keys.pack_plain(k, channels, length);
       values.pack_plain(v, channels, length);
       queries.pack_plain(q, channels, length);
@@ -171,8 +130,8 @@ std::tuple<Tensor, Tensor, Tensor> channel_attention_backward(const Tensor& grad
           T* slopes = block.multiply(g + c0 * length, rows, length, values, block.slopes);
           for (int64_t r = 0; r < rows; ++r) {
             T *p = weights + r * keys.stride(), *ds = slopes + r * keys.stride();
-            kernel.exponentials(p, channels, lse[c0 + r]);
-            for (int64_t j = 0; j < channels; ++j) ds[j] = p[j] * (ds[j] - delta[c0 + r]);
+            kernel.exponentials(p, channels, largest[c0 + r]);
+            for (int64_t j = 0; j < channels; ++j) ds[j] = p[j] * share[c0 + r] * (ds[j] - delta[c0 + r]);
           }
           copy_out(block.multiply(slopes, rows, keys.stride(), keys_transposed, block.sums), keys_transposed.stride(),
                    grad_query);
@@ -181,9 +140,12 @@ std::tuple<Tensor, Tensor, Tensor> channel_attention_backward(const Tensor& grad
           T* slopes = block.multiply(v + c0 * length, rows, length, grads, block.slopes);
           for (int64_t r = 0; r < rows; ++r) {
             T *p = weights + r * queries.stride(), *ds = slopes + r * queries.stride();
-            for (int64_t i = 0; i < channels; ++i) p[i] -= lse[i];
+            for (int64_t i = 0; i < channels; ++i) p[i] -= largest[i];
             kernel.exponentials(p, channels, T(0));
-            for (int64_t i = 0; i < channels; ++i) ds[i] = p[i] * (ds[i] - delta[i]);
+            for (int64_t i = 0; i < channels; ++i) {
+              p[i] *= share[i];
+              ds[i] = p[i] * (ds[i] - delta[i]);
+            }
           }
           copy_out(block.multiply(weights, rows, queries.stride(), grads_transposed, block.sums),
                    grads_transposed.stride(), grad_value);

@@ -6,10 +6,11 @@
 
 namespace reidops {
 
-// One panel: packed[k * width + w] = row(w)[k * depth_stride], zeros for w >= rows. row(w) gives the address of a row.
-// Blocks of 16 steps of depth keep the lines being written in the first-level cache.
+// One panel: packed[k * width + w] = row(w)[k * depth_stride] - centre[k], zeros for w >= rows; no centre where it is
+// null. row(w) gives the address of a row. Blocks of 16 steps of depth keep the lines being written in the first-level
+// cache.
 template <typename T, typename Row>
-void pack_panel(Row row, int64_t rows, int64_t depth, int64_t depth_stride, int64_t width, T* packed) {
+void pack_panel(Row row, int64_t rows, int64_t depth, int64_t depth_stride, int64_t width, const T* centre, T* packed) {
   constexpr int64_t kBlock = 16;
   for (int64_t k0 = 0; k0 < depth; k0 += kBlock) {
     const int64_t k1 = std::min(depth, k0 + kBlock);
@@ -19,7 +20,11 @@ void pack_panel(Row row, int64_t rows, int64_t depth, int64_t depth_stride, int6
         continue;
       }
       const T* x = row(w);
-      for (int64_t k = k0; k < k1; ++k) packed[k * width + w] = x[k * depth_stride];
+      if (centre != nullptr) {
+        for (int64_t k = k0; k < k1; ++k) packed[k * width + w] = x[k * depth_stride] - centre[k];
+      } else {
+        for (int64_t k = k0; k < k1; ++k) packed[k * width + w] = x[k * depth_stride];
+      }
     }
   }
 }
@@ -28,10 +33,10 @@ void pack_panel(Row row, int64_t rows, int64_t depth, int64_t depth_stride, int6
 // elements.
 template <typename T>
 void pack_rows(const T* x, int64_t rows, int64_t row_stride, int64_t depth, int64_t depth_stride, int64_t width,
-               T* packed) {
+               const T* centre, T* packed) {
   for (int64_t r = 0; r < rows; r += width) {
     pack_panel([&](int64_t w) { return x + (r + w) * row_stride; }, std::min(width, rows - r), depth, depth_stride,
-               width, packed + r * depth);
+               width, centre, packed + r * depth);
   }
 }
 

@@ -63,6 +63,12 @@ struct Ranked {
   bool operator<(const Ranked& o) const { return ranks_before(distance, image, o.distance, o.image); }
 };
 
+// A distance that is not a number ranks last, with the infinite ones.
+template <typename T>
+T rankable(T distance) {
+  return distance == distance ? distance : std::numeric_limits<T>::infinity();
+}
+
 struct Scores {
   double average_precision, inverse_negative_penalty;
 };
@@ -104,12 +110,12 @@ class Evaluation {
     for (int64_t p = same.first; p < same.second; ++p) {
       const int64_t j = gallery_.images[p];
       const bool drop = drops() && (id == kJunk || gallery_cameras_[j] == query_cameras_[query]);
-      (drop ? dropped : matches).push_back({row[j], j});
+      (drop ? dropped : matches).push_back({rankable(row[j]), j});
     }
     if (drops() && id != kJunk) {
       const auto junk = gallery_.range(kJunk);
       for (int64_t p = junk.first; p < junk.second; ++p)
-        dropped.push_back({row[gallery_.images[p]], gallery_.images[p]});
+        dropped.push_back({rankable(row[gallery_.images[p]]), gallery_.images[p]});
     }
     std::sort(matches.begin(), matches.end());
   }
@@ -125,7 +131,7 @@ class Evaluation {
     };
     const T farthest = matches.back().distance;
     for (int64_t j = 0; j < count_; ++j) {
-      if (row[j] <= farthest) count({row[j], j}, 1);
+      if (!(row[j] > farthest)) count({rankable(row[j]), j}, 1);
     }
     for (const auto& image : dropped) count(image, -1);
     for (size_t i = 1; i < ranks.size(); ++i) ranks[i] += ranks[i - 1];
@@ -142,7 +148,7 @@ class Evaluation {
       if (other == id || (drops() && other == kJunk)) continue;
       const int64_t size = gallery_.first[s + 1] - gallery_.first[s];
       const int64_t image = gallery_.images[gallery_.first[s] + draw_image(seed, query, draw, other, size)];
-      rank += ranks_before(row[image], image, row[match], match);
+      rank += ranks_before(rankable(row[image]), image, rankable(row[match]), match);
     }
     return rank;
   }

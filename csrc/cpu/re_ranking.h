@@ -177,21 +177,23 @@ class ReRanking {
     });
   }
 
-  bool among_nearest(int64_t of, int64_t point, int64_t count) const {
-    const int32_t* list = nearest_.data() + of * near_;
-    return std::find(list, list + count, static_cast<int32_t>(point)) != list + count;
-  }
-
   // Stage 2a: R(i, count), the points among the `count` nearest of i that have i among theirs; ascending.
   Sets reciprocal_sets(int64_t count) const {
-    auto rows = build_rows<T>(total_, [&](int64_t i, int64_t, std::vector<int32_t>& columns, std::vector<T>&) {
-      const size_t start = columns.size();
-      for (int64_t r = 0; r < count; ++r) {
-        const int32_t j = nearest_[i * near_ + r];
-        if (among_nearest(j, i, count)) columns.push_back(j);
+    std::vector<int32_t> sorted(total_ * count);
+    parallel_ranges(total_, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto row = sorted.begin() + i * count;
+        std::copy_n(nearest_.begin() + i * near_, count, row);
+        std::sort(row, row + count);
       }
-      std::sort(columns.begin() + start, columns.end());
-      columns.erase(std::unique(columns.begin() + start, columns.end()), columns.end());
+    });
+    auto rows = build_rows<T>(total_, [&](int64_t i, int64_t, std::vector<int32_t>& columns, std::vector<T>&) {
+      for (int64_t r = 0; r < count; ++r) {
+        const int32_t j = sorted[i * count + r];
+        if (r > 0 && j == sorted[i * count + r - 1]) continue;
+        const auto theirs = sorted.begin() + int64_t(j) * count;
+        if (std::binary_search(theirs, theirs + count, static_cast<int32_t>(i))) columns.push_back(j);
+      }
     });
     return {std::move(rows.first), std::move(rows.columns)};
   }
@@ -199,34 +201,38 @@ class ReRanking {
   // Stages 2b and 3.
   void encode() {
     const Sets whole = reciprocal_sets(p_.near_count()), half = reciprocal_sets(p_.half_count());
-    encoding_ = build_rows<T>(total_, [&](int64_t i, int64_t, std::vector<int32_t>& columns, std::vector<T>& weights) {
-      const int32_t* own = whole.begin(i);
-      const int64_t own_size = whole.size(i);
-      const size_t start = columns.size();
-      columns.insert(columns.end(), own, own + own_size);
-      for (int64_t c = 0; c < own_size; ++c) {
-        const int32_t* other = half.begin(own[c]);
-        const int64_t other_size = half.size(own[c]);
-        int64_t shared = 0;
-        for (int64_t a = 0, b = 0; a < own_size && b < other_size;) {
-          shared += own[a] == other[b];
-          const bool advance_own = own[a] <= other[b], advance_other = other[b] <= own[a];
-          a += advance_own;
-          b += advance_other;
-        }
-        if (3 * shared > 2 * other_size) columns.insert(columns.end(), other, other + other_size);
-      }
-      std::sort(columns.begin() + start, columns.end());
-      columns.erase(std::unique(columns.begin() + start, columns.end()), columns.end());
-      // Weights e^-d normalised to 1, shifted by the smallest d so that far points do not vanish together.
-      T nearest = std::numeric_limits<T>::infinity(), sum = T(0);
-      for (size_t c = start; c < columns.size(); ++c) {
-        weights.push_back(scaled(i, source_.pair(i, columns[c])));
-        nearest = std::min(nearest, weights[c]);
-      }
-      for (size_t c = start; c < columns.size(); ++c) sum += weights[c] = std::exp(nearest - weights[c]);
-      for (size_t c = start; c < columns.size(); ++c) weights[c] /= sum;
-    });
+    std::vector<std::vector<char>> marks(num_workers());  // 1: in the set of i itself, 2: joined by a candidate's set
+    encoding_ =
+        build_rows<T>(total_, [&](int64_t i, int64_t worker, std::vector<int32_t>& columns, std::vector<T>& weights) {
+          std::vector<char>& mark = marks[worker];
+          mark.resize(total_, 0);
+          const int32_t* own = whole.begin(i);
+          const int64_t own_size = whole.size(i);
+          const size_t start = columns.size();
+          columns.insert(columns.end(), own, own + own_size);
+          for (int64_t c = 0; c < own_size; ++c) mark[own[c]] = 1;
+          for (int64_t c = 0; c < own_size; ++c) {
+            const int32_t* other = half.begin(own[c]);
+            const int64_t other_size = half.size(own[c]);
+            const int64_t shared = std::count_if(other, other + other_size, [&](int32_t g) { return mark[g] == 1; });
+            if (3 * shared <= 2 * other_size) continue;
+            for (int64_t g = 0; g < other_size; ++g) {
+              if (mark[other[g]] != 0) continue;
+              mark[other[g]] = 2;
+              columns.push_back(other[g]);
+            }
+          }
+          for (size_t c = start; c < columns.size(); ++c) mark[columns[c]] = 0;
+          std::sort(columns.begin() + start, columns.end());
+          // Weights e^-d normalised to 1, shifted by the smallest d so that far points do not vanish together.
+          T nearest = std::numeric_limits<T>::infinity(), sum = T(0);
+          for (size_t c = start; c < columns.size(); ++c) {
+            weights.push_back(scaled(i, source_.pair(i, columns[c])));
+            nearest = std::min(nearest, weights[c]);
+          }
+          for (size_t c = start; c < columns.size(); ++c) sum += weights[c] = std::exp(nearest - weights[c]);
+          for (size_t c = start; c < columns.size(); ++c) weights[c] /= sum;
+        });
     if (p_.k2 > 1) average_neighbours();
     invert();
   }

@@ -62,10 +62,10 @@ struct Kernels {
 
 constexpr int64_t kDepthBlock = 256;
 
-// Distances below this share of the two squared norms are computed again from the differences: the products' rounding
-// is about 1e-7 of the norms, so what is kept has a relative error of at most 64e-7 (squared; half of that after the
-// root).
-constexpr double kCancellation = 1.0 / 64;
+// Squared distances below this share of the two squared norms are computed again from the differences. The rounding of a
+// product is a few 1e-7 of the norms in float (a chain of 256 additions), so what is kept is right to a few 1e-6.
+template <typename T>
+constexpr T kCancellation = sizeof(T) == 4 ? T(1) / 8 : T(1) / 1024;
 
 template <typename T>
 const Kernels<T>& kernels();

@@ -111,7 +111,7 @@ bool squared_distances(T* values, int64_t count, T norm, const T* norms) {
     const T sum = norm + norms[j];
     T d = sum - T(2) * values[j];
     d = d < T(0) ? T(0) : d;
-    cancelled |= !(d >= T(kCancellation) * sum);
+    cancelled |= !(d >= kCancellation<T> * sum);
     values[j] = d;
   }
   return cancelled != 0;

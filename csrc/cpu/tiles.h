@@ -16,6 +16,7 @@
 
 #include "../core/path.h"
 #include "../core/stripe.h"
+#include "centre.h"
 #include "pack.h"
 #include "parallel.h"
 #include "simd.h"
@@ -72,15 +73,23 @@ void for_each_tile(TileSource<T>& source, int64_t row_begin, int64_t row_end, in
   }
 }
 
-// Squared Euclidean distances of stripes, m to an image on the left and n on the right; plain points are images of one
-// stripe. Right-hand panels hold one stripe of `lanes` consecutive images, so that the path can run over images in
+// Squared Euclidean distances of stripes, m to an image on the left and n on the right, around their centre; plain points
+// are images of one stripe. Right-hand panels hold one stripe of `lanes` consecutive images, so that the path can run over images in
 // vector lanes.
 template <typename T>
 class StripeProducts {
  public:
   // x: (images_x, m, d), y: (images_y, n, d)
   StripeProducts(const T* x, int64_t images_x, int64_t m, const T* y, int64_t images_y, int64_t n, int64_t d)
-      : x_(x), y_(y), images_x_(images_x), images_y_(images_y), m_(m), n_(n), d_(d), workers_(num_workers()) {}
+      : x_(x),
+        y_(y),
+        images_x_(images_x),
+        images_y_(images_y),
+        m_(m),
+        n_(n),
+        d_(d),
+        centre_(coarse_mean(x, images_x * m, y, images_y * n, d)),
+        workers_(num_workers()) {}
 
   int64_t m() const { return m_; }
   int64_t n() const { return n_; }
@@ -107,7 +116,7 @@ class StripeProducts {
       const int64_t image = begin + panel / n_ * k_.lanes, stripe = panel % n_;
       T* out = packed + panel * k_.lanes * d_;
       pack_panel([&](int64_t l) { return y(image + l, stripe); }, std::min(k_.lanes, end - image), d_, 1, k_.lanes,
-                 out);
+                 centre_.data(), out);
       k_.squared_norms(out, d_, k_.lanes, norms + panel * k_.lanes);
     });
   }
@@ -119,7 +128,7 @@ class StripeProducts {
     const int64_t panels = ceil_div(w.rows, k_.rows);
     T* packed = w.packed.reserve(panels * k_.rows * d_);
     T* norms = w.norms.reserve(panels * k_.rows);
-    pack_rows(x(begin, 0), w.rows, d_, d_, 1, k_.rows, packed);
+    pack_rows(x(begin, 0), w.rows, d_, d_, 1, k_.rows, centre_.data(), packed);
     for (int64_t p = 0; p < panels; ++p) k_.squared_norms(packed + p * k_.rows * d_, d_, k_.rows, norms + p * k_.rows);
   }
 
@@ -157,7 +166,7 @@ class StripeProducts {
     const T norm = w.norms.get()[r];
     const int64_t group = n_ * k_.lanes;
     for (int64_t p = 0; p < stride(begin, end); ++p) {
-      if (row[p] >= T(kCancellation) * (norm + norms[p])) continue;
+      if (row[p] >= kCancellation<T> * (norm + norms[p])) continue;
       const int64_t image = begin + p / group * k_.lanes + p % k_.lanes;
       if (image < end) row[p] = pair(left, y(image, p % group / k_.lanes));
     }
@@ -166,6 +175,7 @@ class StripeProducts {
   const Kernels<T>& k_ = kernels<T>();
   const T *x_, *y_;
   int64_t images_x_, images_y_, m_, n_, d_;
+  std::vector<T> centre_;
   int64_t chunk_begin_ = 0;
   Scratch<T> columns_, column_norms_;
   std::vector<Worker> workers_;

@@ -28,7 +28,7 @@ def samples():
     x, y, features, cost = random(5, 7), random(3, 7, seed=1), random(8, 6), random(3, 4, 5)
     stripes_x, stripes_y = random(3, 4, 6), random(3, 4, 6, seed=1)
     attention = [random(2, 3, 5, seed=s) for s in range(3)]
-    output, logsumexp = torch.ops.reidops.channel_attention(*attention)
+    output, statistics = torch.ops.reidops.channel_attention(*attention)
     images = clustered(12, 6, clusters=3)
     local = clustered(12, 3, 4, clusters=3)
     ids = [integers(5, high=3), integers(9, high=3, seed=1)]
@@ -41,6 +41,10 @@ def samples():
         "shortest_path": [(leaf(3, 4, 5),), (cost[:0],), (leaf(2, 1, 1),)],
         "shortest_path_backward": [(random(3), cost)],
         "shortest_path_indices": [(cost[0],), (cost[0].mT,)],
+        "euclidean_distance_backward": [
+            (random(5, 3, seed=2), random(5, 7), random(3, 7, seed=1), random(5, 3, seed=3).abs(), s)
+            for s in (False, True)
+        ],
         "dmli": [(leaf(3, 4, 6), leaf(3, 5, 6, seed=1), True), (leaf(3, 4, 6), leaf(3, 4, 6, seed=1), False)],
         "dmli_backward": [(random(3), stripes_x, stripes_y, aligned) for aligned in (True, False)],
         "dmli_matrix": [(stripes_x, stripes_y[:2], aligned, "highest") for aligned in (True, False)],
@@ -66,7 +70,7 @@ def samples():
             for protocol in ("market1501", "mudeep", "cuhk03")
         ],
         "channel_attention": [tuple(leaf(2, 3, 5, seed=s) for s in range(3))],
-        "channel_attention_backward": [(random(2, 3, 5, seed=3), *attention, output, logsumexp)],
+        "channel_attention_backward": [(random(2, 3, 5, seed=3), *attention, output, statistics)],
     }
 
 
