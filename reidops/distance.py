@@ -259,6 +259,7 @@ def dmli(x: Tensor, y: Tensor, *, aligned: bool = True, validate: bool | None = 
 
 
 def _check_stripes(x: Tensor, y: Tensor, aligned: bool) -> None:
+    check_flag("aligned", aligned)
     if not aligned and x.shape[1] != y.shape[1]:
         raise ValueError(
             f"aligned=False compares stripe i with stripe i, so y should have {x.shape[1]} stripes like x, got"
@@ -324,7 +325,6 @@ def dmli_matrix(x: Array, y: Array, *, aligned: bool = True, precision: str | No
         >>> dmli_matrix(x, y, aligned=False)
         tensor([[1.5232, 0.0000]])
     """
-    check_flag("aligned", aligned)
     check_floats(x=x, y=y)
     check_shape("x", x, ("M", "m", "d"), empty=True)
     check_shape("y", y, ("N", "n", x.shape[2]), like=f"like x {tuple(x.shape)}", empty=True)

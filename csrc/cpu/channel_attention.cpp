@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tenso
     for (int64_t b = 0; b < s.batch; ++b) {
       keys.pack_plain(k + b * s.image(), s.channels, s.length);
       values.pack_transposed(v + b * s.image(), s.length, s.channels);
-      parallel_tasks(ceil_div(s.channels, kBlock), [&](int64_t task, int64_t worker) {
+      parallel_tasks(ceil_div(s.channels, kBlock), 2 * kBlock * s.image(), [&](int64_t task, int64_t worker) {
         Block<T>& block = blocks[worker];
         const int64_t c0 = b * s.channels + task * kBlock;
         const int64_t rows = std::min(kBlock, s.channels - task * kBlock);
@@ -118,7 +118,7 @@ std::tuple<Tensor, Tensor, Tensor> channel_attention_backward(const Tensor& grad
       grads_transposed.pack_transposed(g, length, channels);
       for (int64_t c = 0; c < channels; ++c) delta[c] = kernel.dot(g + c * length, o + c * length, length);
 
-      parallel_tasks(2 * ceil_div(channels, kBlock), [&](int64_t task, int64_t worker) {
+      parallel_tasks(2 * ceil_div(channels, kBlock), 4 * kBlock * s.image(), [&](int64_t task, int64_t worker) {
         Block<T>& block = blocks[worker];
         const int64_t c0 = task / 2 * kBlock, rows = std::min(kBlock, channels - c0);
         const auto copy_out = [&](const T* from, int64_t stride, const Tensor& to) {

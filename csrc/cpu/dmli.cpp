@@ -37,7 +37,7 @@ void stripe_distances(const T* x, const T* y, const Sizes& s, bool aligned, cons
   }
 }
 
-int64_t grain(const Sizes& s) { return (1 << 16) / (s.m * s.n * s.d) + 1; }
+int64_t grain(const Sizes& s) { return kWorkPerWorker / 4 / (s.m * s.n * s.d) + 1; }
 
 Tensor dmli(const Tensor& x_in, const Tensor& y_in, bool aligned) {
   const Tensor x = dense(x_in, 3, "x"), y = dense(y_in, 3, "y");

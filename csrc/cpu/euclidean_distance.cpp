@@ -65,7 +65,7 @@ void side_gradient(const T* grad, const T* distance, int64_t row_stride, int64_t
     Scratch<T> weights, sums;
   };
   std::vector<Worker> workers(num_workers());
-  parallel_tasks(ceil_div(own.count, kBlockRows), [&](int64_t task, int64_t worker) {
+  parallel_tasks(ceil_div(own.count, kBlockRows), kBlockRows * other.count * d, [&](int64_t task, int64_t worker) {
     Worker& w = workers[worker];
     const int64_t i0 = task * kBlockRows, rows = std::min(kBlockRows, own.count - i0);
     T* weights = w.weights.reserve(rows * other.count);

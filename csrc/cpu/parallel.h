@@ -13,10 +13,17 @@ namespace reidops {
 
 inline int64_t num_workers() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
+constexpr int64_t kWorkPerWorker =
+    1 << 22;  // multiply-adds below which waking another thread costs more than it brings
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // run(task, worker) for every task of 0 .. count - 1; worker < num_workers() tells whose scratch memory to use.
+// work: about how many multiply-adds a task takes.
 template <typename Run>
-void parallel_tasks(int64_t count, const Run& run) {
-  const int64_t workers = std::min(num_workers(), count);
+void parallel_tasks(int64_t count, int64_t work, const Run& run) {
+  const int64_t wanted = std::max<int64_t>(1, count * std::max<int64_t>(work, 1) / kWorkPerWorker);
+  const int64_t workers = std::min({num_workers(), count, wanted});
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t) {
     for (int64_t task = next.fetch_add(1); task < count; task = next.fetch_add(1)) run(task, begin);
@@ -28,8 +35,6 @@ template <typename Run>
 void parallel_ranges(int64_t count, int64_t grain, const Run& run) {
   if (count > 0) torch::stable::parallel_for(0, count, std::max<int64_t>(grain, 1), run);
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Uninitialised memory on a cache line boundary that grows and is kept.
 template <typename T>

@@ -190,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rank_metrics(const Tensor& distance_i
     std::vector<std::vector<int64_t>> hits(num_workers(), std::vector<int64_t>(length, 0));
     std::vector<int64_t> valid(num_workers(), 0);
     constexpr int64_t kBlock = 16;
-    parallel_tasks(ceil_div(queries, kBlock), [&](int64_t task, int64_t worker) {
+    parallel_tasks(ceil_div(queries, kBlock), kBlock * gallery * 8, [&](int64_t task, int64_t worker) {
       std::vector<Ranked<T>> matches, dropped;
       std::vector<int64_t> ranks, kept;
       for (int64_t q = task * kBlock; q < std::min(queries, (task + 1) * kBlock); ++q) {

@@ -57,9 +57,10 @@ struct SparseRows {
   int64_t size(int64_t i) const { return first[i + 1] - first[i]; }
 };
 
-// Builds rows in parallel blocks and joins them: make(row, worker, columns, weights) appends one row.
+// Builds rows in parallel blocks and joins them: make(row, worker, columns, weights) appends one row. row_work: as the
+// work of parallel_tasks, for a row.
 template <typename T, typename Make>
-SparseRows<T> build_rows(int64_t rows, const Make& make) {
+SparseRows<T> build_rows(int64_t rows, int64_t row_work, const Make& make) {
   constexpr int64_t kBlock = 64;
   struct Part {
     std::vector<int64_t> sizes;
@@ -67,7 +68,7 @@ SparseRows<T> build_rows(int64_t rows, const Make& make) {
     std::vector<T> weights;
   };
   std::vector<Part> parts(ceil_div(rows, kBlock));
-  parallel_tasks(static_cast<int64_t>(parts.size()), [&](int64_t task, int64_t worker) {
+  parallel_tasks(static_cast<int64_t>(parts.size()), kBlock * row_work, [&](int64_t task, int64_t worker) {
     Part& part = parts[task];
     for (int64_t i = task * kBlock; i < std::min(rows, (task + 1) * kBlock); ++i) {
       const size_t before = part.columns.size();
@@ -101,7 +102,8 @@ class ReRanking {
   void dense(T* out) {
     find_nearest(p_.jaccard ? nullptr : out);
     encode();
-    parallel_tasks(queries_, [&](int64_t i, int64_t worker) { finish_row(i, worker, out + i * gallery()); });
+    parallel_tasks(queries_, gallery() * 16,
+                   [&](int64_t i, int64_t worker) { finish_row(i, worker, out + i * gallery()); });
   }
 
   // The topk best of each row. Rows of the result are made a block at a time.
@@ -122,7 +124,7 @@ class ReRanking {
                                       tile_rows + (i - begin) * gallery() + j0 - queries_);
                       });
       }
-      parallel_tasks(end - begin, [&](int64_t task, int64_t worker) {
+      parallel_tasks(end - begin, gallery() * 16, [&](int64_t task, int64_t worker) {
         const int64_t i = begin + task;
         T* row = tile_rows + task * gallery();
         finish_row(i, worker, row);
@@ -187,14 +189,15 @@ class ReRanking {
         std::sort(row, row + count);
       }
     });
-    auto rows = build_rows<T>(total_, [&](int64_t i, int64_t, std::vector<int32_t>& columns, std::vector<T>&) {
-      for (int64_t r = 0; r < count; ++r) {
-        const int32_t j = sorted[i * count + r];
-        if (r > 0 && j == sorted[i * count + r - 1]) continue;
-        const auto theirs = sorted.begin() + int64_t(j) * count;
-        if (std::binary_search(theirs, theirs + count, static_cast<int32_t>(i))) columns.push_back(j);
-      }
-    });
+    auto rows =
+        build_rows<T>(total_, 16 * count, [&](int64_t i, int64_t, std::vector<int32_t>& columns, std::vector<T>&) {
+          for (int64_t r = 0; r < count; ++r) {
+            const int32_t j = sorted[i * count + r];
+            if (r > 0 && j == sorted[i * count + r - 1]) continue;
+            const auto theirs = sorted.begin() + int64_t(j) * count;
+            if (std::binary_search(theirs, theirs + count, static_cast<int32_t>(i))) columns.push_back(j);
+          }
+        });
     return {std::move(rows.first), std::move(rows.columns)};
   }
 
@@ -202,8 +205,8 @@ class ReRanking {
   void encode() {
     const Sets whole = reciprocal_sets(p_.near_count()), half = reciprocal_sets(p_.half_count());
     std::vector<std::vector<char>> marks(num_workers());  // 1: in the set of i itself, 2: joined by a candidate's set
-    encoding_ =
-        build_rows<T>(total_, [&](int64_t i, int64_t worker, std::vector<int32_t>& columns, std::vector<T>& weights) {
+    encoding_ = build_rows<T>(
+        total_, 4096, [&](int64_t i, int64_t worker, std::vector<int32_t>& columns, std::vector<T>& weights) {
           std::vector<char>& mark = marks[worker];
           mark.resize(total_, 0);
           const int32_t* own = whole.begin(i);
@@ -245,8 +248,8 @@ class ReRanking {
     };
     std::vector<Worker> workers(num_workers());
     const T share = T(1) / static_cast<T>(p_.k2);
-    SparseRows<T> mean =
-        build_rows<T>(total_, [&](int64_t i, int64_t worker, std::vector<int32_t>& columns, std::vector<T>& weights) {
+    SparseRows<T> mean = build_rows<T>(
+        total_, 1024 * p_.k2, [&](int64_t i, int64_t worker, std::vector<int32_t>& columns, std::vector<T>& weights) {
           Worker& w = workers[worker];
           w.sums.resize(total_, T(0));
           w.touched.resize(total_, 0);

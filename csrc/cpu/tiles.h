@@ -43,6 +43,7 @@ class TileSource {
   // chunk
   virtual void fill(int64_t worker, int64_t begin, int64_t end, T* out, int64_t stride) = 0;
   virtual T pair(int64_t i, int64_t j) const = 0;  // one distance, computed by itself
+  virtual int64_t pair_work() const = 0;           // multiply-adds of one distance
 };
 
 // Visits the distances of rows [row_begin, row_end) against columns [column_begin, column_end):
@@ -59,7 +60,7 @@ void for_each_tile(TileSource<T>& source, int64_t row_begin, int64_t row_end, in
   for (int64_t chunk = column_begin; chunk < column_end; chunk += source.chunk_columns()) {
     const int64_t chunk_end = std::min(column_end, chunk + source.chunk_columns());
     source.load(chunk, chunk_end);
-    parallel_tasks(blocks, [&](int64_t task, int64_t worker) {
+    parallel_tasks(blocks, block * (chunk_end - chunk) * source.pair_work(), [&](int64_t task, int64_t worker) {
       const int64_t i0 = row_begin + task * block, i1 = std::min(row_end, i0 + block);
       const int64_t stride = std::min(source.tile_columns(), chunk_end - chunk);
       T* tile = tiles[worker].reserve((i1 - i0) * stride);
@@ -112,7 +113,7 @@ class StripeProducts {
     T* packed = columns_.reserve(groups * n_ * k_.lanes * d_);
     T* norms = column_norms_.reserve(groups * n_ * k_.lanes);
     chunk_begin_ = begin;
-    parallel_tasks(groups * n_, [&](int64_t panel, int64_t) {
+    parallel_tasks(groups * n_, k_.lanes * d_ * 4, [&](int64_t panel, int64_t) {
       const int64_t image = begin + panel / n_ * k_.lanes, stripe = panel % n_;
       T* out = packed + panel * k_.lanes * d_;
       pack_panel([&](int64_t l) { return y(image + l, stripe); }, std::min(k_.lanes, end - image), d_, 1, k_.lanes,
@@ -190,6 +191,7 @@ class StripeTiles : public TileSource<T> {
   int64_t tile_rows() const override { return products_.tile_images_x(); }
   int64_t tile_columns() const override { return products_.tile_images_y(); }
   int64_t chunk_columns() const override { return products_.chunk_images_y(); }
+  int64_t pair_work() const override { return products_.m() * products_.n() * products_.d(); }
   void load(int64_t begin, int64_t end) override { products_.load(begin, end); }
   void begin_rows(int64_t worker, int64_t begin, int64_t end) override {
     products_.begin_rows(worker, begin, end);
@@ -302,6 +304,7 @@ class SumTiles : public TileSource<T> {
     }
   }
   T pair(int64_t i, int64_t j) const override { return a_->pair(i, j) + b_->pair(i, j); }
+  int64_t pair_work() const override { return a_->pair_work() + b_->pair_work(); }
 
  private:
   struct Worker {
@@ -325,6 +328,7 @@ class MatrixTiles : public TileSource<T> {
   int64_t tile_rows() const override { return kTileRows; }
   int64_t tile_columns() const override { return kTileColumns; }
   int64_t chunk_columns() const override { return ceil_div(m_ + n_, kTileColumns) * kTileColumns; }
+  int64_t pair_work() const override { return 8; }
   void load(int64_t, int64_t) override {}
   void begin_rows(int64_t worker, int64_t begin, int64_t end) override { blocks_[worker] = {begin, end}; }
   void fill(int64_t worker, int64_t begin, int64_t end, T* out, int64_t stride) override {

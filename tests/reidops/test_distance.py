@@ -81,7 +81,7 @@ def test_identical_rows_are_exactly_zero_apart(dtype, device):
 
 @pytest.mark.parametrize("num_x, num_y", [(0, 3), (3, 0), (0, 0)])
 def test_euclidean_distance_of_no_rows(num_x, num_y, device):
-    x, y = torch.empty(num_x, 4, device=device, requires_grad=True), torch.empty(num_y, 4, device=device)
+    x, y = torch.ones(num_x, 4, device=device, requires_grad=True), torch.ones(num_y, 4, device=device)
     result = reidops.euclidean_distance(x, y)
     assert result.shape == (num_x, num_y)
     result.sum().backward()
