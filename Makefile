@@ -20,7 +20,7 @@ test: $(VENV)/built
 	$(RUN) -m pytest
 
 lint: $(VENV)/built
-	$(RUN) -m pip install -q ruff clang-format
+	$(RUN) -m pip install -q ruff==0.17.5 clang-format==23.1.5  # as in .pre-commit-config.yaml
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
 

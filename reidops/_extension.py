@@ -7,6 +7,7 @@ an error until a CUDA tensor comes.
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -38,7 +39,7 @@ def load_cpu() -> ModuleType:
         found = f" (there is {', '.join(others)})" if others else ""
         raise ImportError(
             f"reidops is not built: {folder} holds no compiled reidops._C for this Python{found}.\n"
-            "In a checkout type: pip install -e . --no-build-isolation    or: make test"
+            f"{hidden_installation(folder)}In a checkout type: pip install -e . --no-build-isolation    or: make test"
         ) from None
     except ImportError as error:
         raise ImportError(
@@ -47,6 +48,15 @@ def load_cpu() -> ModuleType:
             f" newer; here is torch {torch.__version__}.\n"
             f"To build it again for the torch that is here, type in a checkout: {REBUILD}"
         ) from error
+
+
+def hidden_installation(folder: Path) -> str:
+    """A line on the installed reidops that a checkout's unbuilt folder hides, if there is one."""
+    for place in map(Path, sys.path):
+        installed = place.resolve() / "reidops"
+        if installed != folder.resolve() and any(installed.glob("_C.*")):
+            return f"It hides the installed one in {installed}: run from another directory, or build here.\n"
+    return ""
 
 
 def load_cuda() -> str:

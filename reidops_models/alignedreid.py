@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
@@ -111,5 +112,7 @@ def _horizontal_max_pool(feature_map: Tensor) -> Tensor:
 
 
 def _unit_stripes(stripes: Tensor) -> Tensor:
-    """(B, D, stripes, 1) -> (B, stripes, D) in float32, every stripe scaled to length 1."""
-    return functional.normalize(stripes.squeeze(3).transpose(1, 2).float(), dim=2, eps=1e-6)
+    """(B, D, stripes, 1) -> (B, stripes, D), every stripe scaled to length 1; half precision becomes float32."""
+    stripes = stripes.squeeze(3).transpose(1, 2)
+    wide = stripes.float() if stripes.dtype in (torch.float16, torch.bfloat16) else stripes
+    return functional.normalize(wide, dim=2, eps=1e-6)

@@ -5,6 +5,7 @@ import torch
 import torchvision
 from torch.nn import functional
 
+import reidops
 from reidops_models import AlignedReID, AlignedReIDOutput
 from reidops_models.alignedreid import BACKBONES
 
@@ -103,3 +104,11 @@ def test_imagenet_weights_fill_the_trunk(tmp_path):
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         AlignedReID(**{"num_classes": 7, **options})
+
+
+def test_double_precision_reaches_the_loss():
+    model = AlignedReID(4, "resnet18").double()
+    output = model(torch.rand(4, 3, 64, 32, dtype=torch.float64))
+    assert output.local_features.dtype == torch.float64
+    losses = reidops.losses.AlignedTripletLoss()(output.global_features, output.local_features, torch.arange(4) // 2)
+    assert losses.local_loss.dtype == torch.float64
