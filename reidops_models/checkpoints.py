@@ -101,6 +101,9 @@ def find_state_dict(content: Mapping, path: str | os.PathLike) -> dict[str, Tens
     state_dict = next((content[key] for key in ("state_dict", "model") if key in content), content)
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise ValueError(f"checkpoint {path} holds no state dict, only {', '.join(map(str, content)) or 'nothing'}")
+    odd = [repr(name) for name in state_dict if not isinstance(name, str)]
+    if odd:
+        raise ValueError(f"checkpoint {path} holds no state dict: not a name: {_listed(odd)}")
     other = [str(name) for name, value in state_dict.items() if not isinstance(value, Tensor)]
     if other:
         raise ValueError(f"checkpoint {path} holds no state dict: not a tensor: {_listed(other)}")
@@ -124,7 +127,8 @@ def fill(
         The same model.
 
     Raises:
-        ValueError: names are missing or unexpected, or shapes differ.
+        ValueError: names are missing or unexpected, shapes differ, or a number does not convert (complex to real,
+            whole to floating).
     """
     given = {name: value for name, value in state_dict.items() if not name.startswith(tuple(skip))}
     wanted = {name: value for name, value in model.state_dict().items() if not name.startswith(tuple(skip))}
@@ -136,7 +140,13 @@ def fill(
         for name in wanted
         if name in given and given[name].shape != wanted[name].shape
     ]
-    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": misshaped}
+    mistyped = [
+        f"{name} {given[name].dtype} for {wanted[name].dtype}"
+        for name in wanted
+        if name in given
+        and (given[name].is_complex() or (wanted[name].is_floating_point() and not given[name].is_floating_point()))
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": misshaped, "wrong dtype": mistyped}
     if any(problems.values()):
         lists = "; ".join(f"{problem}: {_listed(names)}" for problem, names in problems.items() if names)
         raise ValueError(f"checkpoint {path} does not fit {type(model).__name__}: {lists}")

@@ -7,16 +7,19 @@ Flags and defaults are those of the published script:
 """
 
 import argparse
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from reidops_models import AlignedReID, load_checkpoint
+from reidops_models import AlignedReID
 from reidops_models.alignedreid import BACKBONES
+from reidops_models.checkpoints import fill, find_state_dict, read_checkpoint
 from train import engine
 from train.data import (
     ImageDataset,
@@ -34,15 +37,26 @@ from train.features import Features, extract_features, save_features
 from train.visualize import draw_alignment, draw_curves, draw_ranked, nearest, telling_pair
 
 
+def whole(least: int) -> Callable[[str], int]:
+    """The type of a flag: a whole number of at least `least`."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"should be at least {least}, got {text}")
+        return int(text)
+
+    return number
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Every flag, grouped as the published script groups them."""
     parser = argparse.ArgumentParser(prog="python -m train.alignedreid", description="Train and evaluate AlignedReID.")
     add = parser.add_argument_group("data").add_argument
     add("--root", default="data", help="folder of the data set; a relative one is also looked for under $REIDOPS_DATA")
     add("-d", "--dataset", default="market1501", choices=dataset_names())
-    add("-j", "--workers", type=int, default=4, help="processes that load images; 0 loads in the main one")
-    add("--height", type=int, default=256)
-    add("--width", type=int, default=128)
+    add("-j", "--workers", type=whole(0), default=4, help="processes that load images; 0 loads in the main one")
+    add("--height", type=whole(1), default=256)
+    add("--width", type=whole(1), default=128)
     add("--pattern", help="-d folder: how file names tell identity and camera (see train.data.folder)")
     add("--query-camera", type=int, help="-d folder: the camera of the queries (default: the lowest)")
     add("--train-fraction", type=float, help="-d folder: part of the identities to train on, where nothing tells")
@@ -55,17 +69,17 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("training").add_argument
     add("--labelsmooth", action="store_true", help="label smoothing of 0.1")
     add("--optim", default="adam", choices=engine.OPTIMIZERS)
-    add("--max-epoch", type=int, default=300)
-    add("--train-batch", type=int, default=32)
-    add("--test-batch", type=int, default=32)
+    add("--max-epoch", type=whole(0), default=300)
+    add("--train-batch", type=whole(1), default=32)
+    add("--test-batch", type=whole(1), default=32)
     add("--lr", "--learning-rate", type=float, default=0.0002)
     add("--stepsize", type=int, default=150, help="epochs between two decays of the learning rate; 0 for none")
     add("--gamma", type=float, default=0.1, help="factor of a decay")
     add("--weight-decay", type=float, default=5e-4)
     add("--margin", type=float, default=0.3, help="margin of the triplet losses")
-    add("--num-instances", type=int, default=4, help="images of an identity in a batch")
+    add("--num-instances", type=whole(1), default=4, help="images of an identity in a batch")
     add("--htri-only", action="store_true", help="train by the triplet losses alone")
-    add("--seed", type=int, default=1)
+    add("--seed", type=whole(0), default=1)
     add("--resume", metavar="PATH", help="go on from a last.pth; with --evaluate, any checkpoint of this model")
     add("--amp", nargs="?", const="auto", choices=("auto", "bf16", "fp16"), help="mixed precision (default: off)")
     add("--channels-last", action="store_true", help="channels-last layout: faster on most processors")
@@ -83,13 +97,16 @@ def make_parser() -> argparse.ArgumentParser:
         "global_dmli say DMLI outright; all: the papers' table",
     )
     add("--unaligned", action="store_true", help="local distance stripe by stripe, without DMLI")
-    add("--reranking", action="store_true", help="k-reciprocal re-ranking too (k1 20, k2 6, lambda 0.3)")
+    add("--reranking", action="store_true", help="k-reciprocal re-ranking too")
+    add("--k1", type=whole(1), default=20, help="re-ranking: neighbours in a k-reciprocal set (default 20)")
+    add("--k2", type=whole(1), default=6, help="re-ranking: neighbours averaged over (default 6)")
+    add("--lambda", type=float, default=0.3, dest="lambda_value", help="re-ranking: weight of the distance itself")
     add("--save-features", metavar="NPZ", help="write the features of query and gallery, for train.evaluate")
     add("--pictures", action="store_true", help="write alignment.png, ranked.png and curves.png")
 
     add = parser.add_argument_group("machine").add_argument
     add("--save-dir", default="log", help="where everything is written (default: log)")
-    add("--print-freq", type=int, default=10, help="batches between two updates of the progress bar's figures")
+    add("--print-freq", type=whole(1), default=10, help="batches between two updates of the progress bar's figures")
     add("--use-cpu", "--use_cpu", action="store_true")
     add("--gpu-devices", default="0", help="GPU indices, such as 0 or 0,1")
     add("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
@@ -104,7 +121,8 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
         dataset: the data, instead of what --dataset and --root name.
 
     Returns:
-        What is written to results.json: {"dataset", "seconds", "rows", "training", "machine", "arguments"}.
+        What is written to results.json (results_test.json with --evaluate):
+        {"dataset", "seconds", "rows", "training", "machine", "arguments"}.
     """
     start = time.perf_counter()
     if args.evaluate and not args.resume:
@@ -119,6 +137,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
         given = {name: value for name, value in options.items() if value is not None}
         dataset = load_dataset(args.dataset, args.root, **given)
     print(dataset.summary())
+    check(args, dataset)
 
     engine.seed_everything(args.seed)
     weights = find_input(args.weights, "weights") if args.weights else None
@@ -129,7 +148,10 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
 
     history, training = [], None
     if args.evaluate:
-        load_checkpoint(model, args.resume, skip=("classifier.",))  # its identities need not be this data set's
+        content = read_checkpoint(args.resume)
+        engine.require_settings(content, settings_of(args, dataset), engine.MODEL_SETTINGS, args.resume)
+        skip = ("classifier.",)  # its identities need not be this data set's
+        fill(model, find_state_dict(content, args.resume), args.resume, skip)
     else:
         history, training = train(args, dataset, model, device, gpus)
 
@@ -138,7 +160,8 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
         save_features(features, args.save_features)
     features = features.normalized()
     distances = chosen_distances(args.test_distance, args.unaligned)
-    evaluations = evaluate(features, distances, reranking=args.reranking)
+    options = {"k1": args.k1, "k2": args.k2, "lambda_value": args.lambda_value}
+    evaluations = evaluate(features, distances, reranking=args.reranking, **options)
     print(format_table(evaluations))
     results = {
         "dataset": dataset.name,
@@ -148,10 +171,45 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
         "machine": engine.describe_machine(device),
         "arguments": vars(args),
     }
+    engine.write_json(results, folder / ("results_test.json" if args.evaluate else "results.json"))
     if args.pictures:
         draw_pictures(args, dataset, features, evaluations, history)
-    engine.write_json(results, folder / "results.json")
     return results
+
+
+def check(args: argparse.Namespace, dataset: ReIDDataset) -> None:
+    """Refuse, before anything is trained, what could not be trained, evaluated or written (ValueError, OSError)."""
+    for name in ("query", "gallery"):
+        if not getattr(dataset, name):
+            raise ValueError(f"the data set {dataset.name} has no {name} images to evaluate on: add some under --root")
+    cameras: dict[int, set[int]] = {}
+    for sample in dataset.gallery:
+        cameras.setdefault(sample.identity, set()).add(sample.camera)
+    if not any(cameras.get(sample.identity, set()) - {sample.camera} for sample in dataset.query):
+        raise ValueError(f"no query of {dataset.name} is in the gallery under another camera: nothing can be found")
+    images = len(dataset.query) + len(dataset.gallery)
+    if args.reranking and images <= args.k1:
+        raise ValueError(
+            f"--reranking with --k1 {args.k1} needs more than {args.k1} images, query and gallery together, and "
+            f"{dataset.name} has {images}: give a smaller --k1, or leave --reranking out"
+        )
+    if not 0 <= args.lambda_value <= 1:
+        raise ValueError(f"--lambda should be between 0 and 1, got {args.lambda_value}")
+    if not args.evaluate and args.train_batch == args.num_instances:
+        raise ValueError(
+            f"--train-batch {args.train_batch} with --num-instances {args.num_instances} makes batches of one person, "
+            f"and the triplet losses compare people: give at least --train-batch {2 * args.num_instances}"
+        )
+    if args.save_features:
+        if Path(args.save_features).is_dir():
+            raise ValueError(f"--save-features should name a file, got the folder {args.save_features}")
+        Path(args.save_features).parent.mkdir(parents=True, exist_ok=True)
+
+
+def settings_of(args: argparse.Namespace, dataset: ReIDDataset) -> dict[str, str | int | float]:
+    """What checkpoints remember of a run."""
+    flags = engine.MODEL_SETTINGS + engine.TRAINING_SETTINGS + engine.KEPT_SETTINGS
+    return {name: getattr(args, name) for name in flags} | {"dataset": dataset.name}
 
 
 def pick_device(args: argparse.Namespace) -> tuple[torch.device, list[int]]:
@@ -182,6 +240,7 @@ def train(
         channels_last=args.channels_last,
         gpus=gpus,
         print_freq=args.print_freq,
+        settings=settings_of(args, dataset),
     )
     if args.resume:
         trainer.resume(args.resume)
@@ -190,34 +249,61 @@ def train(
     images = ImageDataset(dataset.train, train_transform(args.height, args.width))
     loader = make_loader(args, images, device, args.train_batch, sampler=sampler, drop_last=True)
 
+    prepare_folder(folder, args.resume)
     log = engine.Log(folder, trainer.epoch)
+    if trainer.means and log.epoch < trainer.epoch:  # stopped after an epoch, before it was evaluated and logged
+        finish_epoch(args, dataset, trainer, log, device)
     while trainer.epoch < args.max_epoch:
         engine.seed_everything(args.seed, trainer.epoch + 1)
         sampler.set_epoch(trainer.epoch)
-        entry = trainer.train_epoch(loader)
-        last = trainer.epoch == args.max_epoch
-        due = args.eval_step > 0 and trainer.epoch % args.eval_step == 0 and trainer.epoch > args.start_eval
-        if last or due:
-            distance = chosen_distances(args.test_distance, args.unaligned)[:1]
-            evaluation = evaluate(extract(args, dataset, model, device).normalized(), distance, reranking=False)[0]
-            entry |= {"rank1": evaluation.rank(1), "mAP": evaluation.mean_ap}
-            if evaluation.rank(1) > trainer.best_rank1:
-                trainer.best_rank1, trainer.best_epoch = evaluation.rank(1), trainer.epoch
-                best = {"state_dict": model.state_dict(), "epoch": trainer.epoch, "rank1": trainer.best_rank1}
-                engine.write_checkpoint(best, folder / "best.pth")
-        log.add({"epoch": trainer.epoch, **entry})
+        trainer.train_epoch(loader)
         trainer.save(folder / "last.pth")
-        scores = f"  rank-1 {100 * entry['rank1']:.1f}  mAP {100 * entry['mAP']:.1f}" if "rank1" in entry else ""
-        print(
-            f"epoch {trainer.epoch:>3}/{args.max_epoch}  loss {entry['loss']:.3f} (cross entropy "
-            f"{entry['cross_entropy']:.3f}, global {entry['global_loss']:.3f}, local {entry['local_loss']:.3f})  "
-            f"accuracy {100 * entry['accuracy']:.1f} %  {entry['seconds']:.1f} s{scores}",
-            flush=True,
-        )
+        finish_epoch(args, dataset, trainer, log, device)
     log.close()
     seconds = sum(line["seconds"] for line in log.history)
     best = {"best_rank1": trainer.best_rank1, "best_epoch": trainer.best_epoch}
     return log.history, {"epochs": trainer.epoch, "seconds": seconds, **best}
+
+
+def prepare_folder(folder: Path, resume: str | None) -> None:
+    """Make a folder that of this run: bring what lies beside the resumed file, or clear away an earlier run."""
+    if resume is None:
+        old = [path for path in (folder / name for name in ("best.pth", "last.pth", "log.jsonl")) if path.is_file()]
+        for path in old:
+            path.unlink()
+        if old:
+            print(f"removed from an earlier run: {', '.join(map(str, old))}")
+    elif Path(resume).parent.resolve() != folder.resolve():
+        for name in ("best.pth", "log.jsonl"):
+            if (beside := Path(resume).parent / name).is_file():
+                with engine.written_whole(folder / name) as temporary:
+                    shutil.copyfile(beside, temporary)
+
+
+def finish_epoch(
+    args: argparse.Namespace, dataset: ReIDDataset, trainer: engine.Trainer, log: engine.Log, device: torch.device
+) -> None:
+    """After an epoch: evaluate if it is due, keep the best model, write the log."""
+    folder, entry = Path(args.save_dir), dict(trainer.means)
+    due = args.eval_step > 0 and trainer.epoch % args.eval_step == 0 and trainer.epoch > args.start_eval
+    if due or trainer.epoch == args.max_epoch:
+        distance = chosen_distances(args.test_distance, args.unaligned)[:1]
+        features = extract(args, dataset, trainer.model, device).normalized()
+        evaluation = evaluate(features, distance, reranking=False)[0]
+        entry |= {"rank1": evaluation.rank(1), "mAP": evaluation.mean_ap}
+        if evaluation.rank(1) > trainer.best_rank1:
+            trainer.best_rank1, trainer.best_epoch = evaluation.rank(1), trainer.epoch
+            best = {"state_dict": trainer.model.state_dict(), "settings": trainer.settings}
+            engine.write_checkpoint(best | {"epoch": trainer.epoch, "rank1": trainer.best_rank1}, folder / "best.pth")
+            trainer.save(folder / "last.pth")
+    log.add({"epoch": trainer.epoch, **entry})
+    scores = f"  rank-1 {100 * entry['rank1']:.1f}  mAP {100 * entry['mAP']:.1f}" if "rank1" in entry else ""
+    print(
+        f"epoch {trainer.epoch:>3}/{args.max_epoch}  loss {entry['loss']:.3f} (cross entropy "
+        f"{entry['cross_entropy']:.3f}, global {entry['global_loss']:.3f}, local {entry['local_loss']:.3f})  "
+        f"accuracy {100 * entry['accuracy']:.1f} %  {entry['seconds']:.1f} s{scores}",
+        flush=True,
+    )
 
 
 def extract(args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device) -> Features:
@@ -245,31 +331,39 @@ def draw_pictures(
     history: Sequence[dict],
     queries: int = 6,
 ) -> None:
-    """Write alignment.png, ranked.png (queries evenly spaced through the query set) and curves.png."""
+    """Write alignment.png, ranked.png (queries evenly spaced through the query set) and curves.png.
+
+    With --evaluate the last is curves_test.png, beside the curves of the training. A picture that cannot be drawn is
+    left out with a warning: the run has its results by then.
+    """
     folder, size = Path(args.save_dir), (args.height, args.width)
     query_files, gallery_files = files(dataset.query), files(dataset.gallery)
-    query, match = telling_pair(features)
-    draw_alignment(
-        folder / "alignment.png",
-        query_files[query],
-        gallery_files[match],
-        features.query_local[query],
-        features.gallery_local[match],
-        size,
-        "One identity, two cameras: the stripes DMLI matches (the closer, the thicker the line)",
-    )
-    name = evaluations[-1].distance
-    chosen = torch.linspace(0, len(query_files) - 1, min(queries, len(query_files))).round().long().tolist()
-    distance = Distances(features).matrix(name)
-    rankings = [nearest(features, distance, query, query_files, gallery_files) for query in chosen]
-    draw_ranked(
-        folder / "ranked.png",
-        rankings,
-        size,
-        f"Queries and their nearest gallery images by {DISTANCES[name]} distance (green: same identity)",
-    )
-    draw_curves(folder / "curves.png", history, evaluations)
-    print(f"pictures: {', '.join(str(folder / f'{name}.png') for name in ('alignment', 'ranked', 'curves'))}")
+
+    def alignment(path: Path) -> None:
+        query, match = telling_pair(features)
+        stripes = features.query_local[query], features.gallery_local[match]
+        title = "One identity, two cameras: the stripes DMLI matches (the closer, the thicker the line)"
+        draw_alignment(path, query_files[query], gallery_files[match], *stripes, size, title)
+
+    def ranked(path: Path) -> None:
+        name = evaluations[-1].distance
+        distance = Distances(features).matrix(name)
+        chosen = torch.linspace(0, len(query_files) - 1, min(queries, len(query_files))).round().long().tolist()
+        rankings = [nearest(features, distance, query, query_files, gallery_files) for query in chosen]
+        title = f"Queries and their nearest gallery images by {DISTANCES[name]} distance (green: same identity)"
+        draw_ranked(path, rankings, size, title)
+
+    def curves(path: Path) -> None:
+        draw_curves(path, history, evaluations)
+
+    curves_name = "curves_test" if args.evaluate else "curves"
+    for name, draw in (("alignment", alignment), ("ranked", ranked), (curves_name, curves)):
+        path = folder / f"{name}.png"
+        try:
+            draw(path)
+            print(f"picture: {path}")
+        except (ValueError, OSError) as error:
+            print(f"warning: no {path}: {error}")
 
 
 def files(samples: Sequence[Sample]) -> list[str]:
@@ -277,14 +371,27 @@ def files(samples: Sequence[Sample]) -> list[str]:
     return [sample.path for sample in samples]
 
 
+@contextmanager
+def one_line_errors(parser: argparse.ArgumentParser, last: Path | None = None) -> Iterator[None]:
+    """Bad input and Ctrl-C end in one line, not in a traceback; `last` is the checkpoint to resume from, if any.
+
+    An error in a process that loads images arrives with that process's traceback: its last line is the error.
+    """
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        parser.exit(2, f"error: {(str(error).strip() or type(error).__name__).splitlines()[-1]}\n")
+    except KeyboardInterrupt:
+        advice = f": continue with --resume {last}" if last is not None and last.is_file() else ""
+        parser.exit(130, f"interrupted{advice}\n")
+
+
 def main(argv: Sequence[str] | None = None) -> dict:
     """Command line; bad input ends in one line, not in a traceback."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    try:
+    with one_line_errors(parser, None if args.evaluate else Path(args.save_dir) / "last.pth"):
         return run(args)
-    except (ValueError, OSError, FloatingPointError) as error:
-        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

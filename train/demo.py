@@ -26,13 +26,19 @@ QUICK_SCHEDULE = ["--max-epoch", "2", "--stepsize", "1", "--train-batch", "16"]
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Command line: run the demonstration and return what results.json holds."""
+    """Command line; bad input ends in one line, not in a traceback."""
     parser = argparse.ArgumentParser(prog="python -m train.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to")
     parser.add_argument("--quick", action="store_true", help="a few people and two epochs: shows that it runs, no more")
-    parser.add_argument("--seed", type=int, default=0, help="decides the people and the training")
+    parser.add_argument("--seed", type=alignedreid.whole(0), default=0, help="decides the people and the training")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     args = parser.parse_args(argv)
+    with alignedreid.one_line_errors(parser):
+        return demonstrate(args)
+
+
+def demonstrate(args: argparse.Namespace) -> dict:
+    """Run the demonstration and return what results.json holds."""
     start = time.perf_counter()
 
     print("== 1. Drawing people, and cutting queries for the partial set")

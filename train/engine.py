@@ -6,7 +6,8 @@ import os
 import platform
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,18 @@ from reidops_models.checkpoints import fill, find_state_dict, read_checkpoint
 
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
 LOSSES = ("loss", "cross_entropy", "global_loss", "local_loss")
+
+# Flags that a checkpoint remembers under "settings": those its weights have a meaning with, those a training goes on
+# with, and those whose first values stay, being part of the optimizer's and the scheduler's state.
+MODEL_SETTINGS = ("arch", "last_stride", "height", "width")
+TRAINING_SETTINGS = ("dataset", "optim")
+KEPT_SETTINGS = ("lr", "weight_decay", "stepsize", "gamma")
+
+OPTIMIZER_STATE = {  # what each optimizer keeps about a parameter
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.RMSprop: {"step", "square_avg", "momentum_buffer"},
+}
 
 
 def make_optimizer(name: str, model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -113,6 +126,7 @@ class Trainer:
         channels_last: hand images over in channels-last layout.
         gpus: spread every batch over these GPUs, the first of them holding the model; None or one for no spreading.
         print_freq: batches between two updates of the progress bar's figures.
+        settings: values of the settings above, to be kept in checkpoints.
     """
 
     def __init__(
@@ -127,13 +141,16 @@ class Trainer:
         channels_last: bool = False,
         gpus: Sequence[int] | None = None,
         print_freq: int = 10,
+        settings: Mapping[str, str | int | float] | None = None,
     ):
         self.model, self.criterion, self.optimizer, self.scheduler = model, criterion, optimizer, scheduler
         self.device, self.amp_dtype, self.print_freq = device, amp_dtype, print_freq
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
         self.parallel = nn.DataParallel(model, gpus) if gpus and len(gpus) > 1 else model
+        self.settings = dict(settings or {})
         self.epoch = 0  # epochs finished
+        self.means: dict[str, float] = {}  # what the last of them returned
         self.best_rank1, self.best_epoch = -1.0, 0
 
     def train_epoch(self, loader: Iterable) -> dict[str, float]:
@@ -185,17 +202,18 @@ class Trainer:
         self.epoch += 1
         seconds = time.perf_counter() - start
         means = {name: total / images_seen for name, total in sums.items()}
-        return means | {
+        self.means = means | {
             "accuracy": correct / images_seen,
             "lr": learning_rate,
             "seconds": seconds,
             "images_per_second": images_seen / seconds,
         }
+        return dict(self.means)
 
     def save(self, path: Path) -> None:
         """Write all that `resume` needs."""
         parts = {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
-        progress = {"epoch": self.epoch, "best_rank1": self.best_rank1, "best_epoch": self.best_epoch}
+        progress = {name: getattr(self, name) for name in ("epoch", "means", "best_rank1", "best_epoch", "settings")}
         write_checkpoint({"state_dict": self.model.state_dict(), **parts, **progress}, path)
 
     def resume(self, path: str | os.PathLike) -> None:
@@ -203,7 +221,8 @@ class Trainer:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is damaged, does not fit the model, or holds weights without a training state.
+            ValueError: it is damaged, does not fit the model, comes from a training with other settings, or holds
+                weights without a training state.
         """
         content = read_checkpoint(path)
         missing = {"state_dict", "optimizer", "scheduler", "scaler", "epoch", "best_rank1", "best_epoch"} - set(content)
@@ -212,29 +231,101 @@ class Trainer:
                 f"checkpoint {path} cannot be resumed: it holds no {', '.join(sorted(missing))}. Training resumes "
                 f"from last.pth; a file of weights alone serves --evaluate"
             )
+        found = read_settings(content, path)
+        require_settings(content, self.settings, MODEL_SETTINGS + TRAINING_SETTINGS, path)
         fill(self.model, find_state_dict(content, path), path)
+        try:
+            self._restore(content)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"checkpoint {path} cannot be resumed, its training state is not one of this training: {error}"
+            ) from error
+        for name in KEPT_SETTINGS:
+            if name in found and found[name] != self.settings.get(name, found[name]):
+                print(f"{_flag(name, found)} stays, as the training began (not {self.settings[name]})")
+        self.settings |= found
+
+    def _restore(self, content: dict) -> None:
+        """Take the training state over; whatever is wrong with it is an error of one kind or another."""
+        for name in ("epoch", "best_epoch"):
+            if type(content[name]) is not int or content[name] < 0:
+                raise ValueError(f"{name} should be a whole number of at least 0, got {content[name]!r}")
+        if type(content["best_rank1"]) not in (int, float):
+            raise ValueError(f"best_rank1 should be a number, got {content['best_rank1']!r}")
+        settings = set(self.optimizer.param_groups[0])
         self.optimizer.load_state_dict(content["optimizer"])
+        wanted = OPTIMIZER_STATE[type(self.optimizer)]
+        for group in self.optimizer.param_groups:
+            if not settings <= set(group) or not isinstance(group["lr"], float):
+                raise ValueError("the optimizer lacks its settings")
+            for parameter in group["params"]:
+                state = self.optimizer.state.get(parameter)
+                if state and (
+                    set(state) != wanted
+                    or any(isinstance(x, Tensor) and x.ndim and x.shape != parameter.shape for x in state.values())
+                ):
+                    raise ValueError(f"the optimizer should keep {', '.join(sorted(wanted))} of every parameter")
+        for name in ("step_size", "gamma", "last_epoch"):
+            if type(content["scheduler"][name]) not in (int, float):
+                raise ValueError(f"the scheduler's {name} should be a number, got {content['scheduler'][name]!r}")
         self.scheduler.load_state_dict(content["scheduler"])
         if content["scaler"]:  # empty where it was not in use
             self.scaler.load_state_dict(content["scaler"])
-        self.epoch = content["epoch"]
+        self.epoch, self.means = content["epoch"], dict(content.get("means", {}))
         self.best_rank1, self.best_epoch = content["best_rank1"], content["best_epoch"]
 
 
+def read_settings(content: Mapping, path: str | os.PathLike) -> dict[str, str | int | float]:
+    """The settings in a checkpoint; none in one that keeps none, such as a published one."""
+    settings = content.get("settings", {})
+    if not isinstance(settings, Mapping) or not all(isinstance(x, str | int | float) for x in settings.values()):
+        raise ValueError(f"checkpoint {path} should hold settings by name, got {settings!r}")
+    return dict(settings)
+
+
+def require_settings(content: Mapping, wanted: Mapping, names: Sequence[str], path: str | os.PathLike) -> None:
+    """Refuse a checkpoint whose training differs in these settings from this run (ValueError, listing the flags).
+
+    Args:
+        content: the dict that was read.
+        wanted: settings of this run.
+        names: which of them have to agree, where both tell.
+        path: where the checkpoint came from, for the message.
+    """
+    found = read_settings(content, path)
+    differing = [name for name in names if name in found and name in wanted and found[name] != wanted[name]]
+    if differing:
+        theirs, ours = (" ".join(_flag(name, values) for name in differing) for values in (found, wanted))
+        raise ValueError(f"checkpoint {path} was trained with {theirs}, and this run has {ours}: give {theirs}")
+
+
+def _flag(name: str, settings: Mapping) -> str:
+    return f"--{name.replace('_', '-')} {settings[name]}"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name of this process to write to, renamed at the end: a file by the right name is always whole."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_checkpoint(content: dict, path: Path) -> None:
-    """Write a checkpoint under a temporary name, then rename it: a file by this name is always whole."""
-    temporary = path.with_name(path.name + ".part")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    """Write a checkpoint, whole or not at all."""
+    with written_whole(path) as temporary:
+        torch.save(content, temporary)
 
 
 def write_json(content: dict, path: str | os.PathLike) -> None:
-    """Write a dict as indented JSON under a temporary name, then rename it; the folder is made if need be."""
+    """Write a dict as indented JSON, whole or not at all; the folder is made if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
@@ -282,6 +373,11 @@ class Log:
             self.board = None
             print("TensorBoard is not installed (pip install tensorboard): the log is log.jsonl alone")
 
+    @property
+    def epoch(self) -> int:
+        """The last epoch in it."""
+        return self.history[-1]["epoch"] if self.history else 0
+
     def add(self, entry: dict) -> None:
         """Append an epoch's figures; "epoch" is their step."""
         self.history.append(entry)
@@ -298,6 +394,5 @@ class Log:
             self.board.close()
 
     def _write(self) -> None:
-        temporary = self.path.with_name(self.path.name + ".part")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.history))
-        os.replace(temporary, self.path)
+        with written_whole(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.history))

@@ -8,7 +8,6 @@ From a file of features, of any network:
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import reidops
-from train.data.paths import find_input
+from train.data.paths import find_input, prepare_output
 from train.engine import describe_machine, write_json
 from train.features import Features, load_features
 
@@ -199,6 +198,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         torch.set_num_threads(args.threads)
     start = time.perf_counter()
     try:
+        if args.output:
+            prepare_output(args.output)
         path = find_input(args.features, "features")
         features = load_features(path)
         if not args.no_normalize:
@@ -212,18 +213,18 @@ def main(argv: Sequence[str] | None = None) -> dict:
         )
         options = {"k1": args.k1, "k2": args.k2, "lambda_value": args.lambda_value}
         evaluations = evaluate(features, distances, reranking=not args.no_reranking, **options)
+        print(format_table(evaluations))
+        results = {
+            "dataset": path.name,
+            "seconds": time.perf_counter() - start,
+            "rows": [evaluation.row() for evaluation in evaluations],
+            "machine": describe_machine(torch.device("cpu")),
+        }
+        if args.output:
+            write_json(results, args.output)
+            print(f"rows written to {args.output}")
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
-    print(format_table(evaluations))
-    results = {
-        "dataset": Path(path).name,
-        "seconds": time.perf_counter() - start,
-        "rows": [evaluation.row() for evaluation in evaluations],
-        "machine": describe_machine(torch.device("cpu")),
-    }
-    if args.output:
-        write_json(results, args.output)
-        print(f"rows written to {args.output}")
     return results
 
 

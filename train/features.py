@@ -1,7 +1,6 @@
 """Features of a query and a gallery set: from a model, and to and from .npz files."""
 
 import os
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,44 +96,26 @@ def load_features(path: str | os.PathLike) -> Features:
         Features, as they stand in the file, in float32.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no .npz file, an array is missing, or shapes disagree.
+        OSError: there is no such file, or it cannot be opened.
+        ValueError: it is no .npz file, or one of these arrays is missing, damaged, of another shape or type, or holds
+            what float32 and int64 cannot; the message names file and array.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is not an .npz file of plain arrays: {error}") from error
-    needed = [f"{side}_{what}" for what in ("features", "ids", "cameras") for side in ("query", "gallery")]
-    missing = [name for name in needed if name not in arrays]
-    local = [f"{side}_local_features" for side in ("query", "gallery")]
-    if any(name in arrays for name in local):
-        missing += [name for name in local if name not in arrays]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
-
+    arrays = _read_arrays(path)
     parts = {}
-    for side in ("query", "gallery"):
-        count = len(arrays[f"{side}_features"])
-        for what, dims, dtype in (
-            ("features", 2, np.float32),
-            ("ids", 1, np.int64),
-            ("cameras", 1, np.int64),
-            ("local_features", 3, np.float32),
-        ):
-            name = f"{side}_{what}"
-            if name not in arrays:
-                continue
-            array = arrays[name]
-            if array.ndim != dims or len(array) != count or count == 0:
-                raise ValueError(
-                    f"{path}: {name} should have {dims} dimensions and as many rows as {side}_features "
-                    f"({count}, at least 1), got shape {array.shape}"
-                )
-            if dtype is np.int64 and not np.issubdtype(array.dtype, np.integer):
-                raise ValueError(f"{path}: {name} should hold integers, got {array.dtype}")
-            field = {"features": side, "local_features": f"{side}_local"}.get(what, name)
-            parts[field] = torch.from_numpy(array.astype(dtype))
+    for name, array in arrays.items():
+        side, what = name.split("_", 1)
+        rows = arrays[f"{side}_features"].shape[:1]
+        dims = {"features": 2, "local_features": 3}.get(what, 1)
+        if array.ndim != dims or array.shape[:1] != rows or array.size == 0:
+            raise ValueError(
+                f"{path}: {name} should have {dims} dimensions and as many rows as {side}_features, "
+                f"and not be empty, got shape {array.shape} and {rows[0] if rows else 'no'} rows"
+            )
+        field = {"features": side, "local_features": f"{side}_local"}.get(what, name)
+        try:
+            parts[field] = _to_integers(array) if dims == 1 else _to_floats(array)
+        except ValueError as error:
+            raise ValueError(f"{path}: {name} {error}") from None
     for kind, first, second in (("features", "query", "gallery"), ("local_features", "query_local", "gallery_local")):
         if first in parts and parts[first].shape[1:] != parts[second].shape[1:]:
             raise ValueError(
@@ -142,3 +123,47 @@ def load_features(path: str | os.PathLike) -> Features:
                 f"should agree in all but the number of rows"
             )
     return Features(**parts)
+
+
+def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a file of features, whatever they hold; other arrays in the file are passed over."""
+    needed = [f"{side}_{what}" for what in ("features", "ids", "cameras") for side in ("query", "gallery")]
+    local = [f"{side}_local_features" for side in ("query", "gallery")]
+    with open(path, "rb") as stream:
+        name, arrays = None, {}
+        try:  # NumPy's reader meets damaged bytes with errors of many kinds
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            wanted = needed + (local if set(local) & set(file.files) else [])
+            missing = [one for one in wanted if one not in file.files]
+            for name in wanted if not missing else ():
+                arrays[name] = file[name]
+                if not isinstance(arrays[name], np.ndarray):
+                    raise ValueError("it is no array")
+        except Exception as error:
+            what = f"{path} is not an .npz file" if name is None else f"{path}: {name} cannot be read"
+            raise ValueError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}")
+    return arrays
+
+
+def _to_floats(array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"should hold real numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):
+        floats = array.astype(np.float32)
+    odd = np.argwhere(~np.isfinite(floats))
+    if len(odd):
+        at = tuple(odd[0].tolist())
+        raise ValueError(f"should hold finite float32 numbers, got {array[at]} at {at}")
+    return torch.from_numpy(floats)
+
+
+def _to_integers(array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"should hold integers, got {array.dtype}")
+    if int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"should hold integers of 64 bits with sign, got {array.max()}")
+    return torch.from_numpy(array.astype(np.int64))

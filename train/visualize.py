@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import reidops
+from train.engine import written_whole
 from train.evaluate import DISTANCES, Evaluation
 from train.features import Features
 
@@ -239,8 +240,8 @@ def nearest(
 def telling_pair(features: Features, limit: int = 200) -> tuple[int, int]:
     """The query and gallery image of one person, seen by two cameras, where aligning stripes changes most.
 
-    Among the first `limit` queries, the pair whose row-by-row distance a step of the path is farthest above its
-    distance along the DMLI path.
+    Among the first `limit` queries that have a match, the pair whose row-by-row distance a step of the path is
+    farthest above its distance along the DMLI path.
 
     Args:
         features: with local features.
@@ -254,14 +255,16 @@ def telling_pair(features: Features, limit: int = 200) -> tuple[int, int]:
     """
     if features.query_local is None or features.gallery_local is None:
         raise ValueError("features have no local features to align")
-    stripes = features.query_local[:limit], features.gallery_local
+    same = features.query_ids[:, None] == features.gallery_ids[None]
+    same &= features.query_cameras[:, None] != features.gallery_cameras[None]
+    queries = same.any(dim=1).nonzero().flatten()[:limit]
+    if not len(queries):
+        raise ValueError("features have no pair of one identity from two cameras")
+    stripes = features.query_local[queries], features.gallery_local
     count = stripes[0].shape[1]
     gain = reidops.dmli_matrix(*stripes, aligned=False) / count - reidops.dmli_matrix(*stripes) / (2 * count - 1)
-    same = features.query_ids[:limit, None] == features.gallery_ids[None]
-    same &= features.query_cameras[:limit, None] != features.gallery_cameras[None]
-    if not same.any():
-        raise ValueError("features have no pair of one identity from two cameras")
-    return divmod(int(gain.masked_fill(~same, -torch.inf).argmax()), len(features.gallery))
+    row, match = divmod(int(gain.masked_fill(~same[queries], -torch.inf).argmax()), len(features.gallery))
+    return int(queries[row]), match
 
 
 def _open(image: str | os.PathLike, size: tuple[int, int]) -> Image.Image:
@@ -285,6 +288,5 @@ def _save(figure: Figure, path: str | os.PathLike) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, facecolor="white", pil_kwargs={"optimize": True})
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())

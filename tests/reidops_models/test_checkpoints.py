@@ -76,6 +76,14 @@ def test_mismatch_lists_the_names_and_leaves_the_model(tmp_path, source):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_numbers_that_do_not_convert_are_refused(tmp_path, source, dtype):
+    weights = source.state_dict()
+    torch.save({"state_dict": weights | {"bn.bias": weights["bn.bias"].to(dtype)}}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=f"wrong dtype: bn.bias {dtype} for torch.float32"):
+        load_checkpoint(small_model(), tmp_path / "model.pth")
+
+
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_cut_short(tmp_path, source, kept, zip_format):
@@ -108,6 +116,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
         ({"epoch": 3}, "no state dict: not a tensor: epoch"),
         ({"state_dict": {}, "epoch": 3}, "no state dict, only state_dict, epoch"),
         ({"state_dict": {"bn.bias": 3.0}}, "not a tensor: bn.bias"),
+        ({"state_dict": {3: torch.ones(2)}}, "not a name: 3"),
     ],
 )
 def test_not_a_checkpoint(tmp_path, content, message):

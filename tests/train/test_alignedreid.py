@@ -1,13 +1,17 @@
 """The training script from end to end on a few people, and on real images."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from reidops_models import AlignedReID
 from tests.train.checks import assert_picture, assert_table
+from tests.train.conftest import SMALL
 from train import alignedreid
+from train.data import Sample, load_dataset
 from train.evaluate import main as evaluate_file
 
 
@@ -44,9 +48,122 @@ def test_tensorboard_has_the_log(trained):
 def test_evaluating_the_checkpoint_repeats_the_table(trained, run_small, tmp_path):
     folder, results = trained
     flags = ["--test-distance", "all", "--reranking"]
-    again = run_small(tmp_path, "--evaluate", "--resume", folder / "last.pth", *flags)
+    for name in ("results.json", "curves.png"):
+        (tmp_path / name).write_text("of the training")
+    again = run_small(tmp_path, "--evaluate", "--resume", folder / "last.pth", *flags, "--pictures")
     assert again["rows"] == results["rows"]
     assert again["training"] is None
+    assert json.loads((tmp_path / "results_test.json").read_text()) == again
+    for name in ("alignment", "ranked", "curves_test"):
+        assert_picture(tmp_path / f"{name}.png")
+    for name in ("results.json", "curves.png"):
+        assert (tmp_path / name).read_text() == "of the training"
+
+
+@pytest.mark.parametrize("name", ["last.pth", "best.pth"])
+def test_evaluating_with_another_shape_than_trained_with_is_refused(trained, run_small, tmp_path, name):
+    flags = ["--last-stride", 1, "--height", 128, "--width", 64, "-a", "resnet34"]
+    with pytest.raises(ValueError) as caught:
+        run_small(tmp_path, "--evaluate", "--resume", trained[0] / name, *flags)
+    assert "trained with --arch resnet18 --last-stride 2 --height 64 --width 32, and this run" in str(caught.value)
+    assert "has --arch resnet34 --last-stride 1 --height 128 --width 64" in str(caught.value)
+
+
+def test_a_file_that_tells_no_settings_passes(trained, run_small, tmp_path):
+    weights = torch.load(trained[0] / "last.pth", weights_only=True)["state_dict"]
+    torch.save({"state_dict": weights}, tmp_path / "published.pth")
+    assert run_small(tmp_path, "--evaluate", "--resume", tmp_path / "published.pth", "--last-stride", 1)["rows"]
+
+
+def test_reranking_takes_its_flags(trained, run_small, tmp_path):
+    flags = ["--evaluate", "--resume", trained[0] / "last.pth", "--reranking"]
+    default = run_small(tmp_path, *flags, "--k1", 20, "--k2", 6, "--lambda", 0.3)["rows"]
+    assert default == trained[1]["rows"][:2]
+    assert run_small(tmp_path, *flags, "--lambda", 1)["rows"][1]["mAP"] == pytest.approx(default[0]["mAP"])
+    with pytest.raises(ValueError, match="--reranking with --k1 30 needs more than 30 images"):
+        run_small(tmp_path, *flags, "--k1", 30)
+
+
+def no_training(*_):
+    raise AssertionError("training was begun")
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "message"),
+    [
+        ({"query": []}, [], "synthetic has no query images"),
+        ({"gallery": []}, [], "synthetic has no gallery images"),
+        ({"query": [Sample("q.png", 999, 1)]}, [], "no query of synthetic is in the gallery under another camera"),
+        ({}, ["--reranking", "--k1", 30], "--k1 30 needs more than 30 images, query and gallery together"),
+        ({}, ["--lambda", 2], "--lambda should be between 0 and 1"),
+        ({}, ["--train-batch", 2], "--train-batch 2 with --num-instances 2"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_not_trained(small_people, tmp_path, monkeypatch, change, flags, message):
+    monkeypatch.setattr(alignedreid, "train", no_training)
+    dataset = replace(load_dataset("synthetic", small_people), **change)
+    argv = [*SMALL, "--save-dir", str(tmp_path), *map(str, flags)]
+    with pytest.raises(ValueError, match=message):
+        alignedreid.run(alignedreid.make_parser().parse_args(argv), dataset)
+
+
+def test_features_that_cannot_be_saved_are_known_before_training(run_small, tmp_path, monkeypatch):
+    monkeypatch.setattr(alignedreid, "train", no_training)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        run_small(tmp_path / "run", "--save-features", tmp_path / "file" / "features.npz")
+    with pytest.raises(ValueError, match="--save-features should name a file, got the folder"):
+        run_small(tmp_path / "run", "--save-features", tmp_path)
+
+
+def test_results_outlive_a_failed_evaluation_and_a_failed_picture(run_small, tmp_path, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise ValueError("not today")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="not today"):
+        patch.setattr(alignedreid, "evaluate", fails)
+        run_small(tmp_path, "--max-epoch", 1)
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["epoch"] == 1
+    monkeypatch.setattr(alignedreid, "telling_pair", fails)
+    run_small(tmp_path, "--max-epoch", 1, "--resume", tmp_path / "last.pth", "--pictures")
+    assert f"warning: no {tmp_path / 'alignment.png'}: not today" in capsys.readouterr().out
+    assert (tmp_path / "results.json").is_file()
+    for name in ("ranked", "curves"):
+        assert_picture(tmp_path / f"{name}.png")
+
+
+@pytest.mark.parametrize("flag", ["--print-freq=0", "--seed=-1", "--train-batch=0", "--workers=-1", "--k1=0", "--k2=x"])
+def test_numbers_out_of_range_name_their_flag(capsys, flag):
+    with pytest.raises(SystemExit) as caught:
+        alignedreid.main([flag])
+    assert caught.value.code == 2
+    assert flag.split("=")[0] in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_an_error_in_a_loading_process_is_one_line(small_people, tmp_path, capsys):
+    root = tmp_path / "people"
+    shutil.copytree(small_people, root)
+    for path in (root / "bounding_box_train").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(SystemExit) as caught:
+        alignedreid.main([*SMALL, "--root", str(root), "--save-dir", str(tmp_path / "run"), "-j", "1"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "bounding_box_train" in error
+
+
+def test_an_interrupted_run_says_how_to_go_on(small_people, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    argv = [*SMALL, "--root", str(small_people), "--save-dir", str(tmp_path), "--max-epoch", "1"]
+    monkeypatch.setattr(alignedreid, "finish_epoch", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        alignedreid.main(argv)
+    assert caught.value.code == 130
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == f"interrupted: continue with --resume {tmp_path / 'last.pth'}"
 
 
 def test_saved_features_repeat_the_table(trained):

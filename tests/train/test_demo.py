@@ -29,3 +29,18 @@ def test_every_setting_of_the_demo_is_one_of_the_script():
     assert demo.PEOPLE["train_identities"] >= args.train_batch // args.num_instances
     with pytest.raises(SystemExit):
         demo.main(["--no-such-flag"])
+
+
+@pytest.mark.parametrize(("error", "code", "line"), [
+    (ValueError("too few\nimages"), 2, "error: images"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+])  # fmt: skip
+def test_trouble_ends_in_one_line(tmp_path, monkeypatch, capsys, error, code, line):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(demo, "write_synthetic", fails)
+    with pytest.raises(SystemExit) as caught:
+        demo.main(["--output", str(tmp_path)])
+    assert caught.value.code == code
+    assert capsys.readouterr().err.splitlines() == [line]

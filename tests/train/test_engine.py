@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from reidops.losses import AlignedTripletLoss
-from reidops_models import AlignedReIDOutput
+from reidops_models import AlignedReID, AlignedReIDOutput
 from train import engine
 
 
@@ -40,15 +41,16 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(run_small, tmp_path, mo
         run_small(tmp_path / "killed", *flags)
     assert [line["epoch"] for line in read_log(tmp_path / "killed")] == [1, 2]
 
-    def killed_before_saving(trainer, path):  # the log has the epoch then, the checkpoint has not
-        if trainer.epoch == 3:
-            raise Killed
+    def killed_after_saving(trainer, path):  # the checkpoint has the epoch then, the log has not
         save(trainer, path)
+        if trainer.epoch == 4:
+            raise Killed
 
     last = tmp_path / "killed" / "last.pth"
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(engine.Trainer, "save", killed_before_saving)
+        patch.setattr(engine.Trainer, "save", killed_after_saving)
         run_small(tmp_path / "killed", *flags, "--resume", last)
+    assert [line["epoch"] for line in read_log(tmp_path / "killed")] == [1, 2, 3]
     results = run_small(tmp_path / "killed", *flags, "--resume", last)
 
     assert read_log(tmp_path / "killed") == read_log(tmp_path / "straight")
@@ -58,6 +60,9 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(run_small, tmp_path, mo
     assert results["training"]["best_epoch"] == straight["training"]["best_epoch"]
     for name in ("last.pth", "best.pth"):
         ours, theirs = (torch.load(tmp_path / run / name, weights_only=True) for run in ("killed", "straight"))
+        assert ours.pop("settings") == theirs.pop("settings")
+        for state in (ours, theirs):
+            state.pop("means", None)  # holds seconds, and what the logs have been compared for
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
@@ -149,3 +154,115 @@ def test_weights_alone_cannot_be_resumed(run_small, trained, tmp_path):
     folder, _ = trained
     with pytest.raises(ValueError, match="holds no best_epoch, best_rank1, optimizer, scaler, scheduler"):
         run_small(tmp_path, "--resume", folder / "best.pth")
+
+
+def test_a_few_people_are_learned(run_small, tmp_path):
+    run_small(tmp_path, "--max-epoch", 30)
+    history = read_log(tmp_path)
+    first, last = history[:5], history[-5:]
+    assert sum(line["loss"] for line in last) < 0.6 * sum(line["loss"] for line in first)
+    assert sum(line["accuracy"] for line in last) / 5 > 0.5  # chance is 1/8
+    engine.seed_everything(3)
+    start = dict(AlignedReID(8, "resnet18").named_parameters())
+    weights = torch.load(tmp_path / "last.pth", weights_only=True)["state_dict"]
+    for name, parameter in start.items():
+        assert not torch.equal(weights[name], parameter), name
+
+
+def test_every_epoch_has_batches_of_its_own(run_small, tmp_path, monkeypatch):
+    train_epoch, drawn = engine.Trainer.train_epoch, []
+
+    def recording(trainer, loader):
+        drawn.append(list(loader.sampler))
+        return train_epoch(trainer, loader)
+
+    monkeypatch.setattr(engine.Trainer, "train_epoch", recording)
+    run_small(tmp_path, "--max-epoch", 2)
+    assert len(drawn[0]) == len(drawn[1]) == 16
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("name", engine.OPTIMIZERS)
+def test_a_malformed_training_state_is_refused_with_the_file(tmp_path, name):
+    def make_trainer():
+        torch.manual_seed(0)
+        model = nn.Linear(2, 2)
+        optimizer = engine.make_optimizer(name, model, 0.1, 1e-4)
+        scheduler = engine.make_scheduler(optimizer, 2, 0.5)
+        return engine.Trainer(model, engine.ReIDLoss(), optimizer, scheduler, device=torch.device("cpu"))
+
+    trainer, path = make_trainer(), tmp_path / "last.pth"
+    trainer.model(torch.ones(1, 2)).sum().backward()
+    trainer.optimizer.step()
+    trainer.epoch = 3
+    trainer.save(path)
+    make_trainer().resume(path)  # it is sound as it is
+
+    sound = torch.load(path, weights_only=True)
+    optimizer, weights = sound["optimizer"], sound["state_dict"]
+    state, groups = optimizer["state"], optimizer["param_groups"]
+    malformed = [
+        *({"epoch": epoch} for epoch in ("3", -1, True, 2.0, None)),
+        {"best_epoch": "1"},
+        {"best_rank1": None},
+        *({"optimizer": wrong} for wrong in (None, 3, {}, {"state": {}, "param_groups": []})),
+        {"optimizer": {"state": {0: {"other": torch.ones(2, 2)}}, "param_groups": groups}},
+        {"optimizer": {"state": {0: state[1], 1: state[0]}, "param_groups": groups}},
+        {"optimizer": {"state": state, "param_groups": [{"params": [0, 1]}]}},
+        *({"scheduler": wrong} for wrong in (None, {}, {"step_size": 2}, sound["scheduler"] | {"gamma": "0.5"})),
+        {"scaler": 3, "means": 3},
+        {"settings": 3},
+        {"settings": {"lr": [1]}},
+        {"state_dict": {0: torch.ones(2)}},
+        {"state_dict": weights | {"bias": torch.ones(2, dtype=torch.complex64)}},
+        {"state_dict": weights | {"bias": torch.ones(2, dtype=torch.int64)}},
+    ]
+    for change in malformed:
+        torch.save(sound | change, path)
+        with pytest.raises(ValueError, match="checkpoint .*last.pth"):
+            make_trainer().resume(path)
+
+
+def test_resuming_minds_the_flags(run_small, trained, tmp_path, capsys):
+    last = trained[0] / "last.pth"
+    flags = ["--resume", last, "--max-epoch", 2]
+    with pytest.raises(ValueError, match="was trained with --optim adam, and this run has --optim sgd"):
+        run_small(tmp_path, *flags, "--optim", "sgd")
+    other = tmp_path / "other.pth"
+    content = torch.load(last, weights_only=True)
+    torch.save(content | {"settings": content["settings"] | {"dataset": "market1501"}}, other)
+    with pytest.raises(ValueError, match="--dataset market1501, and this run has --dataset synthetic"):
+        run_small(tmp_path, "--resume", other)
+    capsys.readouterr()
+    run_small(tmp_path, *flags, "--lr", 0.5, "--stepsize", 0)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "stays" in line]
+    assert lines == [
+        "--lr 0.0002 stays, as the training began (not 0.5)",
+        "--stepsize 150 stays, as the training began (not 0)",
+    ]
+
+
+def test_the_folder_of_a_run(run_small, trained, tmp_path, capsys):
+    """A resumed run brings its best model along; a fresh one clears an earlier run away."""
+    run_small(tmp_path, "--resume", trained[0] / "last.pth", "--max-epoch", 2)
+    assert (tmp_path / "best.pth").read_bytes() == (trained[0] / "best.pth").read_bytes()
+    assert read_log(tmp_path) == read_log(trained[0])
+    capsys.readouterr()
+    run_small(tmp_path, "--max-epoch", 0)
+    assert not any((tmp_path / name).is_file() for name in ("best.pth", "last.pth"))
+    assert read_log(tmp_path) == []
+    out = capsys.readouterr().out
+    assert f"removed from an earlier run: {tmp_path / 'best.pth'}" in out
+
+
+def test_temporary_files_are_of_one_process_and_do_not_stay(tmp_path):
+    path = tmp_path / "file.json"
+    with engine.written_whole(path) as temporary:
+        assert str(os.getpid()) in temporary.name
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["file.json"]
+    with pytest.raises(TypeError):
+        engine.write_json({"a": object()}, path)
+    assert path.read_text() == "whole"
+    assert [file.name for file in tmp_path.iterdir()] == ["file.json"]

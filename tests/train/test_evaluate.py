@@ -1,6 +1,8 @@
 """The table: every row against the definitions, feature files, and the published figures of a real network."""
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -119,18 +121,31 @@ def write_npz(path, **changes):
     ("changes", "message"),
     [
         ({"query_ids": None, "gallery_cameras": None}, "lacks query_ids, gallery_cameras; it holds query_features"),
-        ({"gallery_ids": np.arange(4)}, r"gallery_ids should .* as many rows .* \(5, .*got shape \(4,\)"),
+        ({"gallery_ids": np.arange(4)}, r"gallery_ids should .* as many rows .*got shape \(4,\) and 5 rows"),
+        ({"query_features": np.float32(1)}, r"query_features should have 2 dimensions .*got shape \(\) and no rows"),
+        ({"query_cameras": np.int64(1)}, r"query_cameras should have 1 dimensions .*got shape \(\) and 3 rows"),
+        ({"query_features": np.empty((3, 0))}, r"query_features should .* not be empty, got shape \(3, 0\)"),
         ({"query_features": np.random.rand(3)}, "query_features should have 2 dimensions"),
         ({"query_features": np.random.rand(3, 2)}, r"query_features \(3, 2\) and .* \(5, 4\) should agree"),
         ({"query_ids": np.random.rand(3)}, "query_ids should hold integers, got float64"),
         ({"query_local_features": np.random.rand(3, 2, 4)}, "lacks gallery_local_features"),
-        ({"query_features": np.array([{}], dtype=object)}, "not an .npz file of plain arrays"),
+        ({"query_features": np.array([{}], dtype=object)}, "query_features cannot be read: Object arrays"),
+        ({"query_features": np.ones((3, 4), complex)}, "query_features should hold real numbers, got complex128"),
+        ({"query_features": np.ones((3, 4), bool)}, "query_features should hold real numbers, got bool"),
+        ({"gallery_features": np.ones((5, 4), "U3")}, "gallery_features should hold real numbers, got <U3"),
+        ({"gallery_features": np.ones((5, 4), "M8[s]")}, r"gallery_features should hold real .*, got datetime64\[s\]"),
+        ({"query_features": np.where(np.eye(3, 4), np.nan, 1)}, r"query_features should .* .*got nan at \(0, 0\)"),
+        ({"query_features": np.eye(3, 4)[::-1] * 1e39}, r"query_features should .*, got 1e\+39 at \(0, 2\)"),
+        ({"query_local_features": np.ones((3, 2, 4)), "gallery_local_features": np.full((5, 2, 4), -np.inf)},
+         r"gallery_local_features should hold finite .*, got -inf at \(0, 0, 0\)"),
+        ({"query_ids": np.array([1, 2, 2**63], np.uint64)}, "query_ids should .* 64 bits .*, got 9223372036854775808"),
+        ({"query_cameras": np.ones(3, bool)}, "query_cameras should hold integers, got bool"),
     ],
 )  # fmt: skip
 def test_bad_feature_files(tmp_path, capsys, changes, message):
     path = tmp_path / "features.npz"
     write_npz(path, **changes)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"features.npz:? {message}"):
         load_features(path)
     with pytest.raises(SystemExit) as caught:
         script.main(["--features", str(path)])
@@ -144,6 +159,66 @@ def test_not_a_feature_file(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="features.npz is not an .npz file"):
         load_features(path)
+
+
+def test_a_single_array_is_no_feature_file(tmp_path):
+    np.save(tmp_path / "features.npy", np.ones((3, 4)))
+    with pytest.raises(ValueError, match="features.npy is not an .npz file: it holds a single array"):
+        load_features(tmp_path / "features.npy")
+
+
+def test_every_flipped_byte_is_a_line_that_names_the_file(tmp_path):
+    path, damaged, refused = tmp_path / "features.npz", tmp_path / "damaged.npz", 0
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("query_features", "query_ids", "query_cameras", "gallery_features", "gallery_ids"):
+            buffer = io.BytesIO()
+            np.save(buffer, np.ones((3, 4)) if name.endswith("features") else np.arange(3))
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+        archive.writestr("gallery_cameras", "no array")
+    whole = path.read_bytes()
+    with pytest.raises(ValueError, match="features.npz: gallery_cameras cannot be read: it is no array"):
+        load_features(path)
+    for position in range(len(whole)):
+        damaged.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
+        with pytest.raises(ValueError, match="damaged.npz") as caught:
+            load_features(damaged)
+        assert "\n" not in str(caught.value)
+        refused += "query_ids cannot be read" in str(caught.value)
+    assert refused
+
+
+def test_other_arrays_and_whole_number_types_are_taken(tmp_path):
+    write_npz(tmp_path / "features.npz", names=np.array([{}], dtype=object), query_features=np.eye(3, 4, dtype=">i2"),
+              query_ids=np.array([1, 2, 2**63 - 1], np.uint64))  # fmt: skip
+    features = load_features(tmp_path / "features.npz")
+    assert torch.equal(features.query, torch.eye(3, 4))
+    assert features.query_ids.tolist() == [1, 2, 2**63 - 1]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [(".", "should be a file, got the folder"), ("features.npz/x.json", "features.npz' is a file"),
+     ("features.npz/a/x.json", "features.npz/a")],
+)  # fmt: skip
+def test_output_is_seen_to_before_the_work(features, tmp_path, monkeypatch, capsys, output, message):
+    save_features(features, tmp_path / "features.npz")
+    monkeypatch.setattr(script, "load_features", lambda path: pytest.fail("the work began"))
+    with pytest.raises(SystemExit) as caught:
+        script.main(["--features", str(tmp_path / "features.npz"), "--output", str(tmp_path / output)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and line.startswith("error: ") and message in line
+
+
+def test_a_failure_to_write_is_a_line(features, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("no space left")
+
+    save_features(features, tmp_path / "features.npz")
+    monkeypatch.setattr(script, "write_json", full)
+    argv = ["--features", str(tmp_path / "features.npz"), "--output", str(tmp_path / "rows.json")]
+    with pytest.raises(SystemExit):
+        script.main([*argv, "--no-reranking"])
+    assert capsys.readouterr().err == "error: no space left\n"
 
 
 def test_command_line_writes_the_rows(features, tmp_path, capsys):

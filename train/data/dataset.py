@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -93,14 +94,33 @@ class ImageDataset(Dataset):
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Reads one image as RGB; an ``OSError`` names the file where that fails."""
+    """Reads one image as 8-bit RGB, upright as its EXIF data say, and on white where it is transparent.
+
+    Args:
+        path: any image that Pillow reads; whole numbers of more than 8 bits are taken as 16-bit grey.
+
+    Returns:
+        The image.
+
+    Raises:
+        OSError: it is missing or cannot be read; the message names the file.
+    """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return _as_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers meet damaged bytes with errors of many kinds
         raise OSError(f"cannot read the image '{path}': {error}") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # convert() would clip 16 bits to 8, and nearly all of the picture to white
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:  # convert() would show the colours that lie hidden where nothing is to be seen
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def list_images(folder: Path) -> list[Path]:

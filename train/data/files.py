@@ -1,15 +1,18 @@
-"""Data sets are written beside their place and moved there when complete."""
+"""Data sets are written beside their place, moved there when complete, and known again by their stamp."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from train.data.dataset import list_images
 
 
 @contextmanager
@@ -44,14 +47,27 @@ def new_folder(target: Path, stamp: str) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write_stamp(path: Path, content: dict[str, Any]) -> None:
-    """Writes what a folder was made from, as JSON."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def write_stamp(folder: Path, name: str, content: dict[str, Any], subsets: Sequence[str]) -> None:
+    """Writes what a folder was made from, and the fingerprint of the images written there, as JSON."""
+    stamp = {**content, "images": fingerprint(folder, subsets)}
+    (folder / name).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
 
 
-def has_stamp(path: Path, content: dict[str, Any]) -> bool:
-    """Whether a folder was made from just this."""
+def has_stamp(folder: Path, name: str, content: dict[str, Any], subsets: Sequence[str]) -> bool:
+    """Whether a folder was made from just this, and its images still have the names and sizes they were given."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(content))
+        stamp = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    return stamp == {**content, "images": fingerprint(folder, subsets)}
+
+
+def fingerprint(home: Path, subsets: Sequence[str], *, contents: bool = False) -> str:
+    """A digest of the names and sizes of all images in some folders of ``home``, and of their bytes if asked."""
+    digest = hashlib.sha256()
+    for subset in subsets:
+        for path in list_images(home / subset) if (home / subset).is_dir() else ():
+            digest.update(f"{subset}/{path.name} {path.stat().st_size}\n".encode())
+            if contents:
+                digest.update(path.read_bytes())
+    return digest.hexdigest()

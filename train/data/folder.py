@@ -17,8 +17,8 @@ import numpy as np
 from train.data.dataset import ReIDDataset, Sample, list_images
 from train.data.paths import find_input
 
-DEFAULT_PATTERN = r"(?P<identity>.+?)_(?:cam|c)(?P<camera>\d+)(?!\d)"
-CAMERA_IN_NAME = r"(?:^|.*?_)(?:cam|c)(?P<camera>\d+)(?!\d)"
+DEFAULT_PATTERN = r"(?P<identity>.+?)_(?:cam|c)(?P<camera>[0-9]+)(?![0-9])"
+CAMERA_IN_NAME = r"(?:^|.*?_)(?:cam|c)(?P<camera>[0-9]+)(?![0-9])"
 JUNK = "-1"  # Market-1501's word for a box that shows no whole person
 
 
@@ -49,7 +49,8 @@ def load_folder(root: str | Path, *, pattern: str = DEFAULT_PATTERN, query_camer
 
     Raises:
         FileNotFoundError: the folder does not exist, or only one of ``query/`` and ``gallery/`` does.
-        ValueError: no image, a name that does not match, a pattern without its groups, an unknown query camera.
+        ValueError: no image, images beside sub-folders of images, a name that does not match, a pattern without its
+            groups, an unknown query camera.
     """
     if not 0 <= train_fraction < 1:
         raise ValueError(f"train_fraction should be at least 0 and below 1, got {train_fraction}")
@@ -98,14 +99,18 @@ def _subset_home(home: Path) -> Path:
 def _read(folder: Path, pattern: re.Pattern) -> list[_Named]:
     """The images of one subset, by sub-folder where there are any, else by file name."""
     by_folder = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    images = list_images(folder)
+    images, in_folders = list_images(folder), [(path, one.name) for one in by_folder for path in list_images(one)]
+    if images and in_folders:
+        raise ValueError(
+            f"'{folder}' should hold images or sub-folders of images, not both, got '{images[0].name}' beside "
+            f"'{in_folders[0][0].relative_to(folder)}'"
+        )
     if images:
         found = [_parse(path, pattern) for path in images]
-    elif pattern.pattern == DEFAULT_PATTERN or "camera" not in pattern.groupindex:
-        camera = re.compile(CAMERA_IN_NAME)
-        found = [_in_folder(path, one.name, camera) for one in by_folder for path in list_images(one)]
     else:
-        found = [_in_folder(path, one.name, pattern) for one in by_folder for path in list_images(one)]
+        own = pattern.pattern != DEFAULT_PATTERN and "camera" in pattern.groupindex
+        camera = pattern if own else re.compile(CAMERA_IN_NAME)
+        found = [_in_folder(path, identity, camera) for path, identity in in_folders]
     if not found:
         raise ValueError(f"'{folder}' holds no image, neither itself nor in sub-folders")
     found = [image for image in found if image.identity != JUNK]
@@ -132,7 +137,7 @@ def _in_folder(path: Path, identity: str, pattern: re.Pattern) -> _Named:
 def _camera_number(text: str | None, path: Path) -> int | None:
     if text is None:
         return None
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         raise ValueError(f"the camera of '{path}' should be a number, got {text!r}")
     return int(text)
 

@@ -17,7 +17,7 @@ TRAIN, QUERY, GALLERY = FOLDERS = ("bounding_box_train", "query", "bounding_box_
 JUNK, DISTRACTOR = -1, 0
 PARTIAL_STAMP = "partial.json"
 
-_NAME = re.compile(r"(?P<identity>-1|\d+)_c(?P<camera>\d+)(?!\d)")
+_NAME = re.compile(r"(?P<identity>-1|\d+)_c(?P<camera>\d+)(?:s\d+)?[_.]", re.ASCII)
 
 
 def load_market1501(root: str | Path, *, name: str = "market1501", folders: tuple[str, ...] = ()) -> ReIDDataset:

@@ -10,7 +10,6 @@ As in the published experiment each query keeps a random 60-90 % of its height, 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
 import sys
@@ -21,11 +20,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from train.data.dataset import list_images, read_image
-from train.data.files import has_stamp, new_folder, write_stamp
+from train.data.files import fingerprint, has_stamp, new_folder, write_stamp
 from train.data.market1501 import FOLDERS, GALLERY, PARTIAL_STAMP, QUERY, TRAIN, load_partial
 from train.data.paths import find_input
 
 FORMAT = 1
+SHARED = (TRAIN, GALLERY)  # the folders that are the source's own
 
 
 def make_partial_queries(
@@ -71,18 +71,18 @@ def make_partial_queries(
         raise ValueError(f"'{source / QUERY}' holds no image")
     stamp = {
         "format": FORMAT, "seed": seed, "min_ratio": min_ratio, "max_ratio": max_ratio, "queries": len(queries),
-        "source_digest": _digest(source),
+        "source_queries": fingerprint(source, [QUERY], contents=True), "shared": fingerprint(source, SHARED),
     }  # fmt: skip
-    if has_stamp(target / PARTIAL_STAMP, stamp) and all((target / folder).is_dir() for folder in FOLDERS):
+    if has_stamp(target, PARTIAL_STAMP, stamp, [QUERY]) and fingerprint(target, SHARED) == stamp["shared"]:
         return target
     with new_folder(target, PARTIAL_STAMP) as work:
         (work / QUERY).mkdir()
-        for path in tqdm(queries, desc="cutting queries", unit="image"):
+        for path in tqdm(queries, desc="cutting queries", unit="image", disable=None):
             rng = np.random.default_rng([seed, *path.name.encode()])
             _cut(read_image(path), rng, min_ratio, max_ratio).save(work / QUERY / path.name, quality=95)
-        for folder in (TRAIN, GALLERY):
+        for folder in SHARED:
             _share(source / folder, work / folder, target.parent.resolve() / target.name)
-        write_stamp(work / PARTIAL_STAMP, stamp)
+        write_stamp(work, PARTIAL_STAMP, stamp, [QUERY])
     return target
 
 
@@ -99,17 +99,6 @@ def _share(folder: Path, link: Path, home: Path) -> None:
         link.symlink_to(os.path.relpath(folder, home), target_is_directory=True)
     except (OSError, NotImplementedError):
         shutil.copytree(folder, link)
-
-
-def _digest(source: Path) -> str:
-    """A fingerprint of what the partial set depends on: the queries' bytes, the other images' names and sizes."""
-    digest = hashlib.sha256()
-    for folder in FOLDERS:
-        for path in list_images(source / folder):
-            digest.update(f"{folder}/{path.name} {path.stat().st_size}\n".encode())
-            if folder == QUERY:
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def main() -> None:

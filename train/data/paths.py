@@ -1,4 +1,4 @@
-"""Finds what a person names on the command line."""
+"""Finds what a person names on the command line, and makes room for what is to be written."""
 
 from __future__ import annotations
 
@@ -33,3 +33,23 @@ def find_input(path: str | os.PathLike, what: str = "input") -> Path:
     looked = " or ".join(f"'{place}'" for place in places)
     hint = "" if shared or path.is_absolute() else " (REIDOPS_DATA, where it would be looked for too, is not set)"
     raise FileNotFoundError(f"no {what} at {looked}{hint}")
+
+
+def prepare_output(path: str | os.PathLike) -> None:
+    """Makes the folder of a file that is to be written at the end of some work, and sees before it that it can be.
+
+    Args:
+        path: the file; one that is there will be replaced.
+
+    Raises:
+        OSError: there is a folder of that name, or no file can be made there; the message names the path.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"the output should be a file, got the folder '{path}'")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(f"the output '{path}' should lie in a folder, and '{path.parent}' is a file") from None
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the output '{path}' lies in a folder that cannot be written to")

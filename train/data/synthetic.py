@@ -21,7 +21,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from train.data.dataset import list_images
 from train.data.files import has_stamp, new_folder, write_stamp
 from train.data.looks import Look, draw_look
 from train.data.market1501 import DISTRACTOR, FOLDERS, GALLERY, JUNK, QUERY, TRAIN, load_market1501
@@ -96,18 +95,18 @@ def write_synthetic(
         raise ValueError(f"train_identities + test_identities should be at most 9999, got {total}")
     target = Path(root) / "synthetic"
     stamp = {"format": FORMAT, **parameters}
-    pictures = list(_plan(train_identities, test_identities, images_per_camera, cameras))
-    if has_stamp(target / STAMP, stamp) and _is_complete(target, pictures):
+    if has_stamp(target, STAMP, stamp, FOLDERS):
         return target
+    pictures = list(_plan(train_identities, test_identities, images_per_camera, cameras))
     views = [draw_camera(seed, number) for number in range(1, cameras + 1)]
     passers_by = tuple(draw_look(seed, STRANGERS + 50_000 + index) for index in range(24))
     with new_folder(target, STAMP) as folder:
         for name in FOLDERS:
             (folder / name).mkdir()
-        for picture in tqdm(pictures, desc="drawing people", unit="image"):
+        for picture in tqdm(pictures, desc="drawing people", unit="image", disable=None):
             image = _take(picture, views[picture.camera - 1], passers_by, height, width)
             image.save(folder / picture.folder / picture.name, quality=QUALITY)
-        write_stamp(folder / STAMP, stamp)
+        write_stamp(folder, STAMP, stamp, FOLDERS)
     return target
 
 
@@ -123,12 +122,6 @@ def _plan(train_identities: int, test_identities: int, images_per_camera: int, c
         yield _Picture(GALLERY, DISTRACTOR, STRANGERS + index, 1 + index % cameras, index)
     for index in range(test_identities // 2):
         yield _Picture(GALLERY, JUNK, STRANGERS + test_identities + index, 1 + index % cameras, index)
-
-
-def _is_complete(target: Path, pictures: list[_Picture]) -> bool:
-    there = {(folder, path.name) for folder in FOLDERS if (target / folder).is_dir()
-             for path in list_images(target / folder)}  # fmt: skip
-    return there == {(picture.folder, picture.name) for picture in pictures}
 
 
 def _take(picture: _Picture, camera: Camera, passers_by: tuple[Look, ...], height: int, width: int) -> Image.Image:

@@ -2,13 +2,14 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
 import train.data
-from train.data import ImageDataset, RandomIdentitySampler, ReIDDataset, Sample, dataset_names, load_dataset
+from train.data import ImageDataset, RandomIdentitySampler, ReIDDataset, Sample, dataset_names, load_dataset, read_image
 from train.data import test_transform as plain_transform
 
 
@@ -59,6 +60,28 @@ def test_reads_rgb_whatever_the_file_holds(tmp_path):
     for index in range(4):
         image, identity, camera = dataset[index]
         assert (image.mode, image.size, identity, camera) == ("RGB", (3, 5), index, index + 10)
+
+
+def test_exif_turns_the_image_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side: a quarter turn clockwise sets it right
+    pixels = np.arange(15, dtype=np.uint8).reshape(3, 5) * 16
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "turned.png"))[..., 0], np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("extension", ["png", "tif", "ppm"])
+def test_16_bits_become_8(tmp_path, extension):
+    Image.fromarray(np.array([[0, 255, 256], [32768, 40000, 65535]], np.uint16)).save(tmp_path / f"deep.{extension}")
+    image = np.asarray(read_image(tmp_path / f"deep.{extension}"))
+    assert image.tolist() == [[[value] * 3 for value in row] for row in ([0, 0, 1], [128, 156, 255])]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_is_white(tmp_path, mode):
+    pixels = np.array([[[200, 200, 200, 0], [200, 200, 200, 255]]], np.uint8)
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "cut_out.png")
+    assert np.asarray(read_image(tmp_path / "cut_out.png")).tolist() == [[[255] * 3, [200] * 3]]
 
 
 def test_unreadable_image_is_named(tmp_path):

@@ -111,6 +111,20 @@ def test_errors_name_the_place(tmp_path, make_images):
         load_dataset("folder", tmp_path / "d" / "test" / "a_cam1.jpg")
 
 
+def test_images_beside_folders_of_images_are_refused(tmp_path, make_images):
+    make_images(tmp_path / "test", "a_cam1.jpg", "a_cam2.jpg", "ben/1_cam1.jpg", "ben/2_cam2.jpg")
+    with pytest.raises(ValueError, match="not both, got 'a_cam1.jpg' beside 'ben/1_cam1.jpg'"):
+        load_dataset("folder", tmp_path)
+
+
+def test_digits_are_those_of_ascii(tmp_path, make_images):
+    make_images(tmp_path / "test", "a_cam1.jpg", "a_cam٢.jpg")
+    with pytest.raises(ValueError, match="a_cam٢.jpg' tells no identity"):
+        load_dataset("folder", tmp_path)
+    with pytest.raises(ValueError, match="a_cam٢.jpg' should be a number, got '٢'"):
+        load_dataset("folder", tmp_path, pattern=r"(?P<identity>\w+?)_cam(?P<camera>\d+)")
+
+
 def test_query_without_match_warns(tmp_path, make_images):
     make_images(tmp_path / "test", "a_cam1.jpg", "b_cam1.jpg", "b_cam2.jpg")
     with pytest.warns(UserWarning, match="1 query identities have no image in the gallery"):

@@ -57,7 +57,8 @@ def test_other_files_are_passed_over(market):
     assert len(load_dataset("market1501", market).query) == 2
 
 
-@pytest.mark.parametrize("name", ["picture.jpg", "0001_1.jpg", "-2_c1s1_000001_00.jpg", "x0001_c1s1_000001_00.jpg"])
+@pytest.mark.parametrize("name", ["picture.jpg", "0001_1.jpg", "-2_c1s1_000001_00.jpg", "x0001_c1s1_000001_00.jpg",
+                                  "0001_c1garbage.jpg", "0001_c1s1garbage.jpg", "٠٠٠١_c1s1_000001_00.jpg"])  # fmt: skip
 def test_bad_name(market, make_images, name):
     make_images(market / "query", name)
     with pytest.raises(ValueError, match=f"in '.*query': '{name}' is not a Market-1501 file name.*0001_c1s1"):
@@ -68,6 +69,7 @@ def test_parse_name():
     assert parse_name("1501_c6s4_012345_02.jpg") == (1501, 6)
     assert parse_name("0000_c1s1_000151_00.jpg") == (0, 1)
     assert parse_name("0005_c12_f0046985.jpg") == (5, 12)
+    assert parse_name("0001_c1.jpg") == parse_name("0001_c1s1.jpg") == (1, 1)
 
 
 def test_missing_parts(tmp_path, market):

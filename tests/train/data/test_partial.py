@@ -85,11 +85,18 @@ def test_links_are_relative_and_survive_a_move(gradient, tmp_path):
     assert len(load_dataset("market1501_partial", moved / "part").gallery) == 1
 
 
-def test_copies_where_there_are_no_links(gradient, tmp_path, monkeypatch):
-    def no_links(*_, **__):
+@pytest.fixture
+def no_links(monkeypatch):
+    """A file system without links."""
+
+    def refuse(*_, **__):
         raise OSError("links are not supported here")
 
-    monkeypatch.setattr(Path, "symlink_to", no_links)
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_copies_where_there_are_no_links(gradient, tmp_path):
     target = make_partial_queries(gradient, tmp_path / "part")
     for folder in ("bounding_box_train", "bounding_box_test"):
         assert not (target / folder).is_symlink()
@@ -105,6 +112,25 @@ def test_made_once_and_again_when_the_source_changes(gradient, tmp_path):
     make_partial_queries(gradient, tmp_path / "part")
     assert len(list((target / "query").iterdir())) == 41
     assert json.loads((target / "partial.json").read_text())["queries"] == 41
+
+
+def test_a_damaged_set_is_made_again(gradient, tmp_path):
+    target = make_partial_queries(gradient, tmp_path / "part")
+    before, one = files(target / "query"), target / "query" / "0002_c1s1_000007_00.png"
+    for damage in (one.unlink, lambda: one.write_bytes(b""), (target / "bounding_box_test").unlink):
+        damage()
+        make_partial_queries(gradient, target)
+        assert files(target / "query") == before
+        assert files(target / "bounding_box_test") == files(gradient / "bounding_box_test")
+
+
+@pytest.mark.usefixtures("no_links")
+def test_damaged_copies_are_made_again(gradient, tmp_path):
+    target = make_partial_queries(gradient, tmp_path / "part")
+    (copy,) = (target / "bounding_box_train").iterdir()
+    copy.write_bytes(b"")
+    make_partial_queries(gradient, target)
+    assert files(target / "bounding_box_train") == files(gradient / "bounding_box_train")
 
 
 def test_a_failure_leaves_what_was_there(gradient, tmp_path, monkeypatch):

@@ -39,7 +39,8 @@ def test_layout_and_exact_counts(synthetic, small_parameters):
     for path, image in pixels(synthetic).items():
         assert image.shape == (64, 32, 3), path
         assert image.std() > 5, path
-    assert json.loads((synthetic / "synthetic.json").read_text()) == {"format": 1, "seed": 0, **small_parameters}
+    stamp = json.loads((synthetic / "synthetic.json").read_text())
+    assert stamp.pop("images") and stamp == {"format": 1, "seed": 0, **small_parameters}
 
 
 def test_same_seed_same_pixels(synthetic, small_parameters, tmp_path):
@@ -68,7 +69,10 @@ def test_written_once_and_replaced_when_the_parameters_change(tmp_path):
     assert write_synthetic(tmp_path, **tiny) == path and first.stat().st_mtime_ns == written
     first.unlink()  # an incomplete set is written again
     write_synthetic(tmp_path, **tiny)
-    assert first.is_file()
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-1])  # and so is a damaged one
+    write_synthetic(tmp_path, **tiny)
+    assert first.read_bytes() == whole
     write_synthetic(tmp_path, **{**tiny, "train_identities": 1})
     assert load_dataset("synthetic", path).num_train_identities == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["synthetic"]
