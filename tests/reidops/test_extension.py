@@ -21,7 +21,12 @@ def copy(tmp_path):
 
 
 def import_error(copy, *search):
-    code = f"import sys; sys.path[1:1] = {list(map(str, search))}; import reidops"
+    code = f"""
+import sys
+sys.path[1:1] = {list(map(str, search))}
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]  # of pip install -e
+import reidops
+"""
     run = subprocess.run([sys.executable, "-c", code], cwd=copy.parent, capture_output=True, text=True)
     assert run.returncode != 0
     return run.stderr
