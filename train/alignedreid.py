@@ -31,7 +31,7 @@ from train.data import (
     test_transform,
     train_transform,
 )
-from train.data.paths import find_input
+from train.data.paths import find_input, prepare_output
 from train.evaluate import DISTANCES, Distances, Evaluation, chosen_distances, evaluate, format_table
 from train.features import Features, extract_features, save_features
 from train.visualize import draw_alignment, draw_curves, draw_ranked, nearest, telling_pair
@@ -203,7 +203,7 @@ def check(args: argparse.Namespace, dataset: ReIDDataset) -> None:
     if args.save_features:
         if Path(args.save_features).is_dir():
             raise ValueError(f"--save-features should name a file, got the folder {args.save_features}")
-        Path(args.save_features).parent.mkdir(parents=True, exist_ok=True)
+        prepare_output(args.save_features)
 
 
 def settings_of(args: argparse.Namespace, dataset: ReIDDataset) -> dict[str, str | int | float]:

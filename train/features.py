@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from train.engine import written_whole
+
 
 @dataclass
 class Features:
@@ -68,7 +70,7 @@ def extract_features(
 
 
 def save_features(features: Features, path: str | os.PathLike) -> None:
-    """Write features as the .npz that `load_features` reads, under a temporary name first."""
+    """Write features as the .npz that `load_features` reads, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {}
@@ -78,10 +80,8 @@ def save_features(features: Features, path: str | os.PathLike) -> None:
         arrays[f"{side}_cameras"] = getattr(features, f"{side}_cameras").numpy()
         if getattr(features, f"{side}_local") is not None:
             arrays[f"{side}_local_features"] = getattr(features, f"{side}_local").numpy()
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
-    os.replace(temporary, path)
 
 
 def load_features(path: str | os.PathLike) -> Features:

@@ -69,7 +69,7 @@ Result batch_hard(const Tensor& features_in, const Tensor& labels_in) {
                   });
     T *p = mutable_data<T>(positive), *n = mutable_data<T>(negative);
     int64_t *pi = mutable_data<int64_t>(positive_index), *ni = mutable_data<int64_t>(negative_index);
-    parallel_ranges(batch, kWorkPerWorker / 4 / d + 1, [&](int64_t begin, int64_t end) {
+    parallel_ranges(batch, 4 * d, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         // Distances that overflow, or are not numbers, leave no index: the first sample there is stands in.
         pi[i] = hardest[i].positive_index < 0 ? i : hardest[i].positive_index;
@@ -98,7 +98,7 @@ void add_pair_gradients(const T* x, const T* grad, const T* distance, const int6
   std::vector<int64_t> next(first.begin(), first.end() - 1);
   for (int64_t a = 0; a < batch; ++a) anchors[next[index[a]]++] = a;
   const auto slope = [&](int64_t a) { return distance[a] > T(0) ? grad[a] / distance[a] : T(0); };
-  parallel_ranges(batch, kWorkPerWorker / 16 / d + 1, [&](int64_t begin, int64_t end) {
+  parallel_ranges(batch, 16 * d, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       T* to = out + i * d;
       const T* self = x + i * d;
@@ -152,7 +152,7 @@ Result batch_hard_from_distance(const Tensor& distance_in, const Tensor& labels_
     const T* from = data<T>(distance);
     T *p = mutable_data<T>(positive), *n = mutable_data<T>(negative);
     int64_t *pi = mutable_data<int64_t>(positive_index), *ni = mutable_data<int64_t>(negative_index);
-    parallel_ranges(batch, (1 << 14) / batch + 1, [&](int64_t begin, int64_t end) {
+    parallel_ranges(batch, 8 * batch, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const T* row = from + i * batch;
         int64_t far = -1, near = -1;

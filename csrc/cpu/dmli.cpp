@@ -37,7 +37,7 @@ void stripe_distances(const T* x, const T* y, const Sizes& s, bool aligned, cons
   }
 }
 
-int64_t grain(const Sizes& s) { return kWorkPerWorker / 4 / (s.m * s.n * s.d) + 1; }
+int64_t pair_work(const Sizes& s) { return 4 * s.m * s.n * s.d; }
 
 Tensor dmli(const Tensor& x_in, const Tensor& y_in, bool aligned) {
   const Tensor x = dense(x_in, 3, "x"), y = dense(y_in, 3, "y");
@@ -48,7 +48,7 @@ Tensor dmli(const Tensor& x_in, const Tensor& y_in, bool aligned) {
     const auto& kernel = kernels<T>();
     const T *px = data<T>(x), *py = data<T>(y);
     T* result = mutable_data<T>(out);
-    parallel_ranges(s.batch, grain(s), [&](int64_t begin, int64_t end) {
+    parallel_ranges(s.batch, pair_work(s), [&](int64_t begin, int64_t end) {
       std::vector<T> cost(s.m * s.n);
       for (int64_t i = begin; i < end; ++i) {
         stripe_distances(px + i * s.m * s.d, py + i * s.n * s.d, s, aligned, kernel, cost.data());
@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor> dmli_backward(const Tensor& grad_in, const Tensor& x_
     const auto& kernel = kernels<T>();
     const T *g = data<T>(grad), *px = data<T>(x), *py = data<T>(y);
     T *gx = mutable_data<T>(grad_x), *gy = mutable_data<T>(grad_y);
-    parallel_ranges(s.batch, grain(s), [&](int64_t begin, int64_t end) {
+    parallel_ranges(s.batch, pair_work(s), [&](int64_t begin, int64_t end) {
       std::vector<T> cost(s.m * s.n), total(s.m * s.n);
       std::fill(gx + begin * s.m * s.d, gx + end * s.m * s.d, T(0));
       std::fill(gy + begin * s.n * s.d, gy + end * s.n * s.d, T(0));

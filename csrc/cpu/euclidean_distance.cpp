@@ -44,7 +44,7 @@ struct Points {
 
   Points(const T* x, int64_t rows, int64_t d, const std::vector<T>& centre)
       : plain(x), count(rows), depth(d), centred(rows * d), norms(rows) {
-    parallel_ranges(rows, (1 << 14) / d + 1, [&](int64_t begin, int64_t end) {
+    parallel_ranges(rows, 4 * d, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t k = 0; k < d; ++k) centred[i * d + k] = x[i * d + k] - centre[k];
         norms[i] = kernels<T>().dot(&centred[i * d], &centred[i * d], d);

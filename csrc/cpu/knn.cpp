@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor> knn(const Tensor& query_in, const Tensor& gallery_in,
                   [&](int64_t, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* tile, int64_t stride) {
                     for (int64_t i = i0; i < i1; ++i) nearest[i].add(tile + (i - i0) * stride, j1 - j0, j0, kernel);
                   });
-    parallel_ranges(m, 16, [&](int64_t begin, int64_t end) {
+    parallel_ranges(m, 64 * k, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         // Distances that are not numbers are nobody's neighbours: fewer than k may have come.
         for (int64_t r = nearest[i].finish(distances + i * k, indices + i * k); r < k; ++r) {

@@ -30,10 +30,11 @@ void parallel_tasks(int64_t count, int64_t work, const Run& run) {
   });
 }
 
-// run(begin, end) over pieces of at least `grain` of 0 .. count - 1.
+// run(begin, end) over pieces of 0 .. count - 1, one a thread. work: about how many multiply-adds an item takes.
 template <typename Run>
-void parallel_ranges(int64_t count, int64_t grain, const Run& run) {
-  if (count > 0) torch::stable::parallel_for(0, count, std::max<int64_t>(grain, 1), run);
+void parallel_ranges(int64_t count, int64_t work, const Run& run) {
+  const int64_t grain = std::max<int64_t>(1, kWorkPerWorker / std::max<int64_t>(work, 1));
+  if (count > 0) torch::stable::parallel_for(0, count, grain, run);
 }
 
 // Uninitialised memory on a cache line boundary that grows and is kept.

@@ -18,7 +18,7 @@ class Right {
     depth_ = depth;
     panels_ = ceil_div(rows, kernel_.lanes);
     T* packed = packed_.reserve(panels_ * kernel_.lanes * depth);
-    parallel_ranges(panels_, (1 << 14) / (depth * kernel_.lanes) + 1, [&](int64_t begin, int64_t end) {
+    parallel_ranges(panels_, 4 * depth * kernel_.lanes, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kernel_.lanes;
       pack_rows(x + first * row_stride, std::min(end * kernel_.lanes, rows) - first, row_stride, depth, depth_stride,
                 kernel_.lanes, static_cast<const T*>(nullptr), packed + first * depth);

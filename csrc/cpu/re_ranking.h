@@ -54,7 +54,6 @@ struct SparseRows {
   std::vector<int64_t> first;
   std::vector<int32_t> columns;
   std::vector<T> weights;
-  int64_t size(int64_t i) const { return first[i + 1] - first[i]; }
 };
 
 // Builds rows in parallel blocks and joins them: make(row, worker, columns, weights) appends one row. row_work: as the
@@ -168,7 +167,7 @@ class ReRanking {
                     }
                   });
     nearest_.resize(total_ * near_);
-    parallel_ranges(total_, 64, [&](int64_t begin, int64_t end) {
+    parallel_ranges(total_, 64 * near_, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         // Distances that are not numbers leave gaps; the point itself stands in for them.
         for (int64_t r = nearest[i].finish(static_cast<T*>(nullptr), nearest_.data() + i * near_); r < near_; ++r) {
@@ -182,7 +181,7 @@ class ReRanking {
   // Stage 2a: R(i, count), the points among the `count` nearest of i that have i among theirs; ascending.
   Sets reciprocal_sets(int64_t count) const {
     std::vector<int32_t> sorted(total_ * count);
-    parallel_ranges(total_, 64, [&](int64_t begin, int64_t end) {
+    parallel_ranges(total_, 64 * count, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const auto row = sorted.begin() + i * count;
         std::copy_n(nearest_.begin() + i * near_, count, row);

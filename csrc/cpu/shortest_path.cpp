@@ -7,7 +7,7 @@
 namespace reidops {
 namespace {
 
-constexpr int64_t kGrainCells = 1 << 14;
+constexpr int64_t kCellWork = 16;  // of parallel_ranges
 
 Tensor shortest_path(const Tensor& cost) {
   const Tensor costs = dense(cost, 3, "cost");
@@ -18,7 +18,7 @@ Tensor shortest_path(const Tensor& cost) {
     using T = decltype(zero);
     const T* from = data<T>(costs);
     T* result = mutable_data<T>(out);
-    parallel_ranges(batch, kGrainCells / (m * n), [&](int64_t begin, int64_t end) {
+    parallel_ranges(batch, kCellWork * m * n, [&](int64_t begin, int64_t end) {
       std::vector<T> total(m * n);
       for (int64_t b = begin; b < end; ++b) {
         accumulate_path(from + b * m * n, m, n, total.data());
@@ -40,7 +40,7 @@ Tensor shortest_path_backward(const Tensor& grad, const Tensor& cost) {
     using T = decltype(zero);
     const T *from = data<T>(costs), *g = data<T>(grads);
     T* result = mutable_data<T>(out);
-    parallel_ranges(batch, kGrainCells / (m * n), [&](int64_t begin, int64_t end) {
+    parallel_ranges(batch, kCellWork * m * n, [&](int64_t begin, int64_t end) {
       std::vector<T> total(m * n);
       std::fill(result + begin * m * n, result + end * m * n, T(0));
       for (int64_t b = begin; b < end; ++b) {

@@ -57,7 +57,6 @@ struct Kernels {
   T (*exponentials)(T* values, int64_t count, T shift);
 
   T (*dot)(const T* x, const T* y, int64_t count);
-  void (*add_scaled)(T* out, T scale, const T* x, int64_t count);  // out += scale * x
 };
 
 constexpr int64_t kDepthBlock = 256;

@@ -166,11 +166,6 @@ T dot(const T* x, const T* y, int64_t count) {
   return reduce<T>(count, Product<T>{x, y});
 }
 
-template <typename T>
-void add_scaled(T* out, T scale, const T* x, int64_t count) {
-  for (int64_t k = 0; k < count; ++k) out[k] += scale * x[k];
-}
-
 inline __attribute__((always_inline)) float root(float x) { return __builtin_sqrtf(x); }
 inline __attribute__((always_inline)) double root(double x) { return __builtin_sqrt(x); }
 
@@ -278,8 +273,7 @@ const Kernels<T>* table() {
                                         extrema<T>,
                                         labelled_extrema<T>,
                                         exponentials<T>,
-                                        dot<T>,
-                                        add_scaled<T>};
+                                        dot<T>};
   return &kTable;
 }
 
