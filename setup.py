@@ -96,7 +96,7 @@ def cpu_flags() -> list[str]:
 def cpu_extension():
     return cpp_extension.CppExtension(
         "reidops._C",
-        sources("csrc/ops.cpp", "csrc/cpu/*.cpp"),
+        sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
         extra_compile_args={"cxx": cpu_flags()},
         depends=sources("csrc/**/*.h"),
     )

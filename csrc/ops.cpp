@@ -1,9 +1,5 @@
-// Every operator's schema, once, and the Python face of the module: reidops._C.build_info().
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// Every operator's schema, once.
 #include <torch/csrc/stable/library.h>
-
-#include "cpu/simd.h"
 
 STABLE_TORCH_LIBRARY(reidops, m) {
   m.def("euclidean_distance(Tensor x, Tensor y, bool squared) -> Tensor");
@@ -19,7 +15,7 @@ STABLE_TORCH_LIBRARY(reidops, m) {
   m.def("dmli_backward(Tensor grad, Tensor x, Tensor y, bool aligned) -> (Tensor, Tensor)");
   m.def("dmli_matrix(Tensor x, Tensor y, bool aligned, str precision) -> Tensor");
 
-  m.def("batch_hard(Tensor features, Tensor labels) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("batch_hard(Tensor features, Tensor labels, str precision) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "batch_hard_backward(Tensor grad_positive, Tensor grad_negative, Tensor features, Tensor positive_distance,"
       " Tensor negative_distance, Tensor positive_index, Tensor negative_index) -> Tensor");
@@ -46,15 +42,4 @@ STABLE_TORCH_LIBRARY(reidops, m) {
   m.def(
       "channel_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output,"
       " Tensor statistics) -> (Tensor, Tensor, Tensor)");
-}
-
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.doc() = "reidops: operator schemas and CPU kernels.";
-  m.def("build_info", [] {
-    pybind11::dict info;
-    info["simd"] = reidops::simd_level_name(reidops::simd_level());
-    info["simd_levels"] = reidops::available_simd_levels();
-    info["compiler"] = __VERSION__;
-    return info;
-  });
 }

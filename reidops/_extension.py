@@ -14,8 +14,6 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import _composed
-
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
@@ -73,7 +71,6 @@ def load_cuda() -> str:
             f"cannot be loaded: {reason} (built with CUDA {built_with('CUDA_VERSION')}, torch has CUDA"
             f" {torch.version.cuda}); to build it again, type in a checkout: {REBUILD}"
         )
-    _composed.register()
     return "loaded"
 
 

@@ -117,22 +117,28 @@ def checks_values(tensor: Tensor, validate: bool | None = True) -> bool:
 
 
 def check_finite(**tensors: Tensor) -> None:
-    """Neither NaN nor infinity. A finite sum proves it in one pass; only if it is not, every value is looked at."""
-    for name, tensor in tensors.items():
-        if not math.isfinite(tensor.detach().sum()):
+    """Neither NaN nor infinity. Finite sums prove it in one pass; only if one is not, every value is looked at."""
+    if not tensors:
+        return
+    sums = torch.stack([tensor.detach().sum() for tensor in tensors.values()])  # one wait for the device
+    for (name, tensor), total in zip(tensors.items(), sums.tolist(), strict=True):
+        if not math.isfinite(total):
             _refuse(name, tensor, ~tensor.isfinite(), "finite")
 
 
-def check_squares_fit(**tensors: Tensor) -> None:
-    """Features, of dimension d, whose squared distances are within range: |value| at most sqrt(largest / 4 d)."""
-    for name, tensor in tensors.items():
+def check_features(**tensors: Tensor) -> None:
+    """Finite, and small enough for their squared distances: |value| at most sqrt(largest / 4 d) of dimension d."""
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
+    if not tensors:
+        return
+    extremes = torch.stack([torch.stack(tensor.detach().aminmax()) for tensor in tensors.values()])  # one wait
+    for (name, tensor), (low, high) in zip(tensors.items(), extremes.tolist(), strict=True):
         limit = math.sqrt(torch.finfo(tensor.dtype).max / (4 * tensor.shape[-1]))
-        if tensor.numel() == 0:
+        if max(-low, high) <= limit:
             continue
-        low, high = (float(extreme) for extreme in tensor.detach().aminmax())
-        if max(-low, high) > limit:
-            wanted = f"within +-{limit:.3g}, so that squared distances fit {_word(tensor.dtype)}"
-            raise ValueError(f"{name} should be {wanted}, got {high if high > limit else low}")
+        _refuse(name, tensor, ~tensor.isfinite(), "finite")
+        wanted = f"within +-{limit:.3g}, so that squared distances fit {_word(tensor.dtype)}"
+        raise ValueError(f"{name} should be {wanted}, got {high if high > limit else low}")
 
 
 def check_no_nan(name: str, tensor: Tensor) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ._extension import check_kernel
-from ._training import differentiable_once, float32_under_autocast
-from ._validate import check_finite, check_floats, check_shape, checks_values, result_dtype, widen
+from ._training import differentiable_once
+from ._validate import HALF, check_finite, check_floats, check_shape, checks_values, result_dtype, widen
 
 
 def channel_attention(query: Tensor, key: Tensor, value: Tensor, *, validate: bool | None = None) -> Tensor:
@@ -23,7 +23,9 @@ def channel_attention(query: Tensor, key: Tensor, value: Tensor, *, validate: bo
         validate: look for NaN and infinity; None looks on the CPU only, to spare CUDA the wait.
 
     Returns:
-        (B, C, L) in query's dtype (computed in float32 for half precision).
+        (B, C, L) in query's dtype. Half precision is computed in float32 on the CPU; on CUDA by the tensor cores, which
+        take the softmax and its gradient rounded to that precision and sum in float32. Under autocast the result is
+        float32, but for half-precision CUDA tensors: these stay what they are, as in torch.bmm.
 
     Raises:
         TypeError: an argument is no float tensor, or their dtypes differ.
@@ -45,8 +47,10 @@ def channel_attention(query: Tensor, key: Tensor, value: Tensor, *, validate: bo
     check_shape("key", key, tuple(query.shape), like="like query", empty=True)
     check_shape("value", value, tuple(query.shape), like="like query", empty=True)
     check_kernel("channel_attention", query)
-    dtype = result_dtype(query)
-    query, key, value = widen(query, key, value)
+    half = query.device.type == "cuda" and query.dtype in HALF and query.dtype == key.dtype == value.dtype
+    dtype = query.dtype if half else result_dtype(query)
+    if not half:
+        query, key, value = widen(query, key, value)
     if checks_values(query, validate):
         check_finite(query=query, key=key, value=value)
     output, statistics = torch.ops.reidops.channel_attention(query, key, value)
@@ -57,16 +61,21 @@ def channel_attention(query: Tensor, key: Tensor, value: Tensor, *, validate: bo
 
 def _check_scores(query: Tensor, key: Tensor, statistics: Tensor) -> None:
     """The scores are finite: a row with an infinite one has no softmax."""
-    if not math.isfinite(statistics.detach().sum()) and not statistics.isfinite().all():
+    statistics = statistics.detach()[:, :2]
+    if not math.isfinite(statistics.sum()) and not statistics.isfinite().all():
         largest = f"{query.abs().amax().item():.3g} in query and {key.abs().amax().item():.3g} in key"
         raise ValueError(
-            f"query and key should have products that fit {str(query.dtype)[6:]}, got values up to {largest}"
+            f"query and key should have products that fit {str(statistics.dtype)[6:]}, got values up to {largest}"
         )
 
 
 @torch.library.register_fake("reidops::channel_attention")
 def _channel_attention_fake(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    return query.new_empty(query.shape), query.new_empty(query.shape[0], 2, query.shape[1])
+    batch, channels, length = query.shape
+    if query.dtype not in HALF:
+        return query.new_empty(query.shape), query.new_empty(batch, 2, channels)
+    rows = 2 + (length + 1) // 2  # on CUDA half types leave more to backward
+    return query.new_empty(query.shape), query.new_empty(batch, rows, channels, dtype=torch.float32)
 
 
 @torch.library.register_fake("reidops::channel_attention_backward")
@@ -91,4 +100,4 @@ torch.library.register_autograd(
     "reidops::channel_attention", _channel_attention_backward, setup_context=_channel_attention_setup
 )
 differentiable_once("reidops::channel_attention_backward")
-float32_under_autocast("reidops::channel_attention")
+torch.library.register_autocast("reidops::channel_attention", "cpu", torch.float32)  # CUDA has kernels of every dtype

@@ -1,21 +1,21 @@
 """Distances: Euclidean, the shortest path through a cost matrix, and DMLI, the aligned distance of striped images."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _composed
 from ._extension import check_kernel
 from ._numpy import Array, numpy_in_numpy_out
 from ._training import differentiable_once, float32_under_autocast
 from ._validate import (
+    check_features,
     check_finite,
     check_flag,
     check_floats,
     check_precision,
     check_shape,
-    check_squares_fit,
     checks_values,
     result_dtype,
     widen,
@@ -58,8 +58,7 @@ def euclidean_distance(x: Array, y: Array, *, squared: bool = False, validate: b
     dtype = result_dtype(x)
     x, y = widen(x, y)
     if checks_values(x, validate):
-        check_finite(x=x, y=y)
-        check_squares_fit(x=x, y=y)
+        check_features(x=x, y=y)
     return torch.ops.reidops.euclidean_distance(x, y, squared).to(dtype)
 
 
@@ -85,6 +84,18 @@ def _euclidean_distance_backward(ctx: Any, grad: Tensor) -> tuple:
     return *(grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
 
 
+def _composed_gradient(grad: Tensor, x: Tensor, y: Tensor, distance: Tensor, squared: bool) -> tuple[Tensor, Tensor]:
+    """The gradient in torch's own operators, which can be differentiated again.
+
+    grad_x[i] = sum over j of weight[i, j] (x[i] - y[j]), and the same for y with the roles exchanged. A common shift
+    changes no difference; taking the centre away keeps digits where features are close to each other.
+    """
+    centre = y.detach().sum(0) / max(y.shape[0], 1)
+    x, y = x - centre, y - centre
+    weight = 2 * grad if squared else grad / distance.masked_fill(distance == 0, math.inf)
+    return weight.sum(1, keepdim=True) * x - weight @ y, weight.sum(0).unsqueeze(1) * y - weight.mT @ x
+
+
 def _second_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     *tensors, ctx.squared = inputs
     ctx.save_for_backward(*tensors)
@@ -95,7 +106,7 @@ def _second_backward(ctx: Any, *grads: Tensor) -> tuple:
         raise NotImplementedError("reidops.euclidean_distance can be differentiated twice, not three times")
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        first = _composed.euclidean_distance_backward(*inputs, ctx.squared)
+        first = _composed_gradient(*inputs, ctx.squared)
         second = torch.autograd.grad(first, inputs, grads, allow_unused=True)
     return *second, None
 
@@ -299,7 +310,9 @@ float32_under_autocast("reidops::dmli")
 
 @torch.no_grad()
 @numpy_in_numpy_out
-def dmli_matrix(x: Array, y: Array, *, aligned: bool = True, precision: str | None = None) -> Array:
+def dmli_matrix(
+    x: Array, y: Array, *, aligned: bool = True, precision: str | None = None, validate: bool = True
+) -> Array:
     """DMLI distance of every image of x to every image of y; for evaluation, not differentiable.
 
     Args:
@@ -308,6 +321,7 @@ def dmli_matrix(x: Array, y: Array, *, aligned: bool = True, precision: str | No
         aligned: True takes the shortest path; False sums the diagonal, stripe i with stripe i, and needs m == n.
         precision: how float32 matrices are multiplied, "highest", "high" or "medium", as in
             `torch.set_float32_matmul_precision`; None takes torch's setting.
+        validate: look for NaN and infinity; False spares CUDA the wait, and what they touch becomes NaN.
 
     Returns:
         (M, N) distances, 0 to m + n - 1, in x's dtype; float32 for half precision.
@@ -332,7 +346,7 @@ def dmli_matrix(x: Array, y: Array, *, aligned: bool = True, precision: str | No
     precision = check_precision(precision)
     check_kernel("dmli_matrix", x)
     x, y = widen(x, y)
-    if checks_values(x):
+    if checks_values(x, validate):
         check_finite(x=x, y=y)
     return torch.ops.reidops.dmli_matrix(x, y, aligned, precision)
 

@@ -8,13 +8,13 @@ from torch import Tensor
 from ._extension import check_kernel
 from ._training import differentiable_once, float32_under_autocast
 from ._validate import (
-    check_finite,
+    check_features,
     check_flag,
     check_floats,
     check_integers,
     check_no_nan,
+    check_precision,
     check_shape,
-    check_squares_fit,
     checks_values,
     result_dtype,
     widen,
@@ -24,7 +24,14 @@ from .results import BatchHard
 # ---------------------------------------------------------------------------------------------- batch_hard
 
 
-def batch_hard(features: Tensor, labels: Tensor, *, normalize: bool = False, validate: bool | None = None) -> BatchHard:
+def batch_hard(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    normalize: bool = False,
+    validate: bool | None = None,
+    precision: str | None = None,
+) -> BatchHard:
     """Farthest same-label and nearest other-label sample of every anchor, by Euclidean distance.
 
     An anchor is its own positive candidate, at distance 0. Equal distances: the lowest index. Both distances can be
@@ -35,7 +42,10 @@ def batch_hard(features: Tensor, labels: Tensor, *, normalize: bool = False, val
         labels: (B,) integer tensor of any values, on the same device.
         normalize: divide every row by its Euclidean norm first.
         validate: look for NaN, infinity and anchors without a negative; None looks on the CPU only, to spare CUDA the
-            wait.
+            wait. Unlooked at, a NaN is never chosen, and an anchor without a candidate is given itself, at NaN.
+        precision: how float32 matrices are multiplied to select in a large batch on CUDA, "highest", "high" or
+            "medium", as in `torch.set_float32_matmul_precision`; None takes torch's setting. Distances of what was
+            selected, and small batches, are computed from the differences and have all digits.
 
     Returns:
         BatchHard(positive_distance, negative_distance, positive_index, negative_index), each (B,): distances in the
@@ -43,8 +53,8 @@ def batch_hard(features: Tensor, labels: Tensor, *, normalize: bool = False, val
 
     Raises:
         TypeError: features are no float tensor, or labels no integer tensor.
-        ValueError: shapes or devices do not fit, the batch is empty, a value is not finite, or all labels are equal,
-            so that no anchor has a negative.
+        ValueError: shapes or devices do not fit, the batch is empty, a value is not finite, precision is no such word,
+            or all labels are equal, so that no anchor has a negative.
 
     Source:
         Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, arXiv:1703.07737, section 2, eq. 5.
@@ -61,16 +71,16 @@ def batch_hard(features: Tensor, labels: Tensor, *, normalize: bool = False, val
     check_floats(features=features)
     check_shape("features", features, ("B", "d"))
     labels = _check_labels("features", features, labels)
+    precision = check_precision(precision)
     check_kernel("batch_hard", features)
     dtype = result_dtype(features)
     (features,) = widen(features)
     if checks_values(features, validate):
-        check_finite(features=features)
-        check_squares_fit(features=features)
+        check_features(features=features)
         _check_negatives(labels)
     if normalize:
         features = torch.nn.functional.normalize(features, dim=1)
-    positive, negative, positive_index, negative_index = torch.ops.reidops.batch_hard(features, labels)
+    positive, negative, positive_index, negative_index = torch.ops.reidops.batch_hard(features, labels, precision)
     return BatchHard(positive.to(dtype), negative.to(dtype), positive_index, negative_index)
 
 
@@ -91,7 +101,7 @@ def _check_negatives(labels: Tensor) -> None:
 
 
 @torch.library.register_fake("reidops::batch_hard")
-def _batch_hard_fake(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _batch_hard_fake(features: Tensor, labels: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     size = features.shape[0]
     return features.new_empty(size), features.new_empty(size), labels.new_empty(size), labels.new_empty(size)
 
@@ -110,13 +120,13 @@ def _batch_hard_backward_fake(
 
 
 def _batch_hard_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    features, _ = inputs
+    features, *_ = inputs
     ctx.mark_non_differentiable(*output[2:])
     ctx.save_for_backward(features, *output)
 
 
 def _batch_hard_backward(ctx: Any, grad_positive: Tensor, grad_negative: Tensor, *_: Any) -> tuple:
-    return torch.ops.reidops.batch_hard_backward(grad_positive, grad_negative, *ctx.saved_tensors), None
+    return torch.ops.reidops.batch_hard_backward(grad_positive, grad_negative, *ctx.saved_tensors), None, None
 
 
 torch.library.register_autograd("reidops::batch_hard", _batch_hard_backward, setup_context=_batch_hard_setup)
@@ -170,7 +180,7 @@ def batch_hard_from_distance(distance: Tensor, labels: Tensor, *, validate: bool
 
 @torch.library.register_fake("reidops::batch_hard_from_distance")
 def _batch_hard_from_distance_fake(distance: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _batch_hard_fake(distance, labels)
+    return _batch_hard_fake(distance, labels, "highest")
 
 
 def _batch_hard_from_distance_setup(ctx: Any, inputs: tuple, output: tuple) -> None:

@@ -7,11 +7,10 @@ from ._extension import check_kernel
 from ._numpy import Array, numpy_in_numpy_out
 from ._validate import (
     check_between,
-    check_finite,
+    check_features,
     check_floats,
     check_precision,
     check_shape,
-    check_squares_fit,
     checks_values,
     widen,
 )
@@ -20,7 +19,7 @@ from .results import Neighbors
 
 @torch.no_grad()
 @numpy_in_numpy_out
-def knn(query: Array, gallery: Array, k: int, *, precision: str | None = None) -> Neighbors:
+def knn(query: Array, gallery: Array, k: int, *, precision: str | None = None, validate: bool = True) -> Neighbors:
     """The k gallery rows nearest to each query, by squared Euclidean distance; not differentiable.
 
     Args:
@@ -29,6 +28,8 @@ def knn(query: Array, gallery: Array, k: int, *, precision: str | None = None) -
         k: how many neighbours, 1 to N.
         precision: how float32 matrices are multiplied, "highest", "high" or "medium", as in
             `torch.set_float32_matmul_precision`; None takes torch's setting.
+        validate: look for NaN and infinity; False spares CUDA the wait, and a distance that is NaN is then nobody's
+            neighbour: what is missing of the k stands last, at infinity, with index 0.
 
     Returns:
         Neighbors(distance, index): (M, k) squared distances in query's dtype (float32 for half precision) and (M, k)
@@ -51,9 +52,8 @@ def knn(query: Array, gallery: Array, k: int, *, precision: str | None = None) -
     precision = check_precision(precision)
     check_kernel("knn", query)
     query, gallery = widen(query, gallery)
-    if checks_values(query):
-        check_finite(query=query, gallery=gallery)
-        check_squares_fit(query=query, gallery=gallery)
+    if checks_values(query, validate):
+        check_features(query=query, gallery=gallery)
     return Neighbors(*torch.ops.reidops.knn(query, gallery, k, precision))
 
 

@@ -8,13 +8,13 @@ from ._numpy import Array, numpy_in_numpy_out
 from ._validate import (
     check_between,
     check_choice,
+    check_features,
     check_finite,
     check_floats,
     check_not_negative,
     check_number,
     check_precision,
     check_shape,
-    check_squares_fit,
     checks_values,
     widen,
 )
@@ -40,6 +40,7 @@ def k_reciprocal(
     variant: str = "zhong2017",
     topk: int | None = None,
     precision: str | None = None,
+    validate: bool = True,
 ) -> Array | Neighbors:
     """Distances of queries to the gallery, re-ranked by how many reciprocal neighbours two images share.
 
@@ -61,6 +62,8 @@ def k_reciprocal(
             proportional to (M + N) k, not M N.
         precision: how float32 matrices are multiplied, "highest", "high" or "medium", as in
             `torch.set_float32_matmul_precision`; None takes torch's setting.
+        validate: look for NaN and infinity; False spares CUDA the wait. A distance that is NaN is then nobody's
+            neighbour.
 
     Returns:
         (M, N) re-ranked distances in the features' dtype (float32 for half precision); with topk
@@ -85,9 +88,9 @@ def k_reciprocal(
     precision = check_precision(precision)
     first = query if query is not None else query_local
     tensors = widen(query, gallery, query_local, gallery_local)
-    if checks_values(first):
-        check_finite(**_given(*tensors))
-        check_squares_fit(**_given(*tensors[:2], None, None))
+    if checks_values(first, validate):
+        check_features(**_given(*tensors[:2], None, None))
+        check_finite(**_given(None, None, *tensors[2:]))
     if topk is None:
         check_kernel("k_reciprocal", first)
         return torch.ops.reidops.k_reciprocal(*tensors, k1, k2, lambda_value, variant, precision)
@@ -188,6 +191,7 @@ def k_reciprocal_from_distance(
     k2: int = 6,
     lambda_value: float = 0.3,
     variant: str = "zhong2017",
+    validate: bool = True,
 ) -> Array:
     """`k_reciprocal` on given distances, for metrics other than squared Euclidean and DMLI; not differentiable.
 
@@ -201,6 +205,7 @@ def k_reciprocal_from_distance(
         k2: as in `k_reciprocal`.
         lambda_value: as in `k_reciprocal`.
         variant: as in `k_reciprocal`.
+        validate: as in `k_reciprocal`.
 
     Returns:
         (M, N) re-ranked distances in the given dtype; float32 for half precision.
@@ -229,7 +234,7 @@ def k_reciprocal_from_distance(
     k1, k2, lambda_value = _check_settings(k1, k2, lambda_value, variant, num_query + num_gallery)
     check_kernel("k_reciprocal_from_distance", query_gallery)
     tensors = widen(query_gallery, query_query, gallery_gallery)
-    if checks_values(query_gallery):
+    if checks_values(query_gallery, validate):
         check_finite(**dict(zip(names, tensors, strict=True)))
         check_not_negative(**dict(zip(names, tensors, strict=True)))
     return torch.ops.reidops.k_reciprocal_from_distance(*tensors, k1, k2, lambda_value, variant)

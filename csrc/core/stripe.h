@@ -38,7 +38,7 @@ REIDOPS_HD double exp_nonpositive(double x) { return exp(x); }
 // tanh is 1 to float precision. One division, no exponential, and no cancellation near 0.
 REIDOPS_HD float tanh_half(float d) {
   float x = 0.5f * d;
-  x = x < 7.90531110763549805f ? x : 7.90531110763549805f;
+  x = x > 7.90531110763549805f ? 7.90531110763549805f : x;  // a NaN stays one
   const float z = x * x;
   float p = -2.76076847742355e-16f;
   p = p * z + 2.00018790482477e-13f;
@@ -51,7 +51,11 @@ REIDOPS_HD float tanh_half(float d) {
   q = q * z + 1.18534705686654e-04f;
   q = q * z + 2.26843463243900e-03f;
   q = q * z + 4.89352518554385e-03f;
+#if defined(__CUDA_ARCH__)
+  return __fdividef(x * p, q);  // two units in the last place; q is about 0.005 to 0.8
+#else
   return x * p / q;
+#endif
 }
 
 REIDOPS_HD double tanh_half(double d) { return tanh(0.5 * d); }

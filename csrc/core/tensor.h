@@ -5,6 +5,14 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
+#include <optional>
+#include <tuple>
+
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // its name in older headers
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace reidops {
 
 using torch::headeronly::ScalarType;
@@ -18,6 +26,16 @@ const T* data(const Tensor& t) {
 template <typename T>
 T* mutable_data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// aten::sort.stable along the last dimension, ascending, NaN last: values and int64 indices. (torch::stable::sort is not
+// in the headers of torch 2.10.)
+inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& t) {
+  std::array<StableIValue, 4> stack{torch::stable::detail::from(t),
+                                    torch::stable::detail::from(std::optional<bool>(true)),
+                                    torch::stable::detail::from(t.dim() - 1), torch::stable::detail::from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
 // Calls run(T()) with the element type of t: float or double.

@@ -48,7 +48,7 @@ struct Hardest {
   }
 };
 
-Result batch_hard(const Tensor& features_in, const Tensor& labels_in) {
+Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::string /*precision*/) {
   const Tensor features = dense(features_in, 2, "features");
   const int64_t batch = features.size(0), d = features.size(1);
   const Tensor labels = dense_int64(labels_in, batch, "labels");

@@ -33,7 +33,8 @@ class Nearest {
         if (!(smallest < limit_)) continue;
       }
       for (int64_t j = j0; j < j0 + width; ++j) {
-        if (distances[j] < limit_ || !full()) push(distances[j], first + j);
+        const bool number = distances[j] == distances[j];
+        if (distances[j] < limit_ || (number && !full())) push(distances[j], first + j);
       }
     }
   }

@@ -8,24 +8,12 @@
 #include <limits>
 #include <unordered_map>
 
-#include "../core/draw.h"
-#include "../core/order.h"
+#include "../core/rank.h"
 #include "parallel.h"
 #include "tensor.h"
 
 namespace reidops {
 namespace {
-
-constexpr int64_t kJunk = -1;
-
-enum class Protocol { kMarket1501, kCuhk03, kMuDeep };
-
-Protocol parse_protocol(const std::string& name) {
-  if (name == "market1501") return Protocol::kMarket1501;
-  if (name == "cuhk03") return Protocol::kCuhk03;
-  STD_TORCH_CHECK(name == "mudeep", "protocol should be market1501, cuhk03 or mudeep, got ", name);
-  return Protocol::kMuDeep;
-}
 
 // Gallery images by identity, each list in gallery order.
 struct GalleryIndex {
@@ -63,26 +51,14 @@ struct Ranked {
   bool operator<(const Ranked& o) const { return ranks_before(distance, image, o.distance, o.image); }
 };
 
-// A distance that is not a number ranks last, with the infinite ones.
-template <typename T>
-T rankable(T distance) {
-  return distance == distance ? distance : std::numeric_limits<T>::infinity();
-}
-
 struct Scores {
   double average_precision, inverse_negative_penalty;
 };
 
-// ranks: of the matches, 1-based, ascending. market1501: mean of i / r_i. mudeep: mean of its average with the
-// precision just before the match, (i - 1) / (r_i - 1), or 1 at the first rank (the trapezoid under the
-// precision-recall curve).
+// ranks: of the matches, 1-based, ascending.
 Scores score(const std::vector<int64_t>& ranks, bool trapezoid) {
   double sum = 0;
-  for (size_t i = 0; i < ranks.size(); ++i) {
-    const double precision = static_cast<double>(i + 1) / static_cast<double>(ranks[i]);
-    const double before = ranks[i] > 1 ? static_cast<double>(i) / static_cast<double>(ranks[i] - 1) : 1.0;
-    sum += trapezoid ? 0.5 * (before + precision) : precision;
-  }
+  for (size_t i = 0; i < ranks.size(); ++i) sum += match_precision(i + 1, ranks[i], trapezoid);
   const double count = static_cast<double>(ranks.size());
   return {sum / count, count / static_cast<double>(ranks.back())};
 }

@@ -11,34 +11,13 @@
 
 #include <cmath>
 #include <limits>
-#include <string>
 #include <vector>
 
+#include "../core/re_ranking.h"
 #include "nearest.h"
 #include "tiles.h"
 
 namespace reidops {
-
-struct Parameters {
-  int64_t k1, k2;
-  double lambda;
-  bool squared;  // "torchreid": the distances are squared once more
-  bool jaccard;  // "jaccard": no row maximum, no original distance, sets without the point itself counted extra
-  int64_t near_count() const { return jaccard ? k1 : k1 + 1; }
-  int64_t half_count() const {
-    const int64_t half = k1 / 2 + (k1 % 2 == 1 && k1 / 2 % 2 == 1 ? 1 : 0);  // k1 / 2, halves to even
-    return jaccard ? std::max<int64_t>(half, 1) : half + 1;
-  }
-};
-
-inline Parameters parse(int64_t k1, int64_t k2, double lambda, const std::string& variant, int64_t total) {
-  STD_TORCH_CHECK(variant == "zhong2017" || variant == "torchreid" || variant == "jaccard", "unknown variant ",
-                  variant);
-  const Parameters p{k1, k2, lambda, variant == "torchreid", variant == "jaccard"};
-  STD_TORCH_CHECK(k1 >= 1 && p.near_count() <= total && k2 >= 1 && k2 <= total, "k1 or k2 out of range for ", total,
-                  " points");
-  return p;
-}
 
 // Rows of indices of varying length.
 struct Sets {
@@ -138,13 +117,6 @@ class ReRanking {
  private:
   int64_t gallery() const { return total_ - queries_; }
 
-  // d / row maximum, in the variant's meaning. A row of zeros stays as it is.
-  T scaled(int64_t i, T d) const {
-    if (p_.jaccard) return d;
-    const T share = row_maximum_[i] > T(0) ? d / row_maximum_[i] : d;
-    return p_.squared ? share * share : share;
-  }
-
   // Stage 1. Keeps the queries' distances to the gallery in query_gallery when it is given.
   void find_nearest(T* query_gallery) {
     near_ = std::max(p_.near_count(), p_.k2);
@@ -217,7 +189,7 @@ class ReRanking {
             const int32_t* other = half.begin(own[c]);
             const int64_t other_size = half.size(own[c]);
             const int64_t shared = std::count_if(other, other + other_size, [&](int32_t g) { return mark[g] == 1; });
-            if (3 * shared <= 2 * other_size) continue;
+            if (!joins(shared, other_size)) continue;
             for (int64_t g = 0; g < other_size; ++g) {
               if (mark[other[g]] != 0) continue;
               mark[other[g]] = 2;
@@ -229,7 +201,7 @@ class ReRanking {
           // Weights e^-d normalised to 1, shifted by the smallest d so that far points do not vanish together.
           T nearest = std::numeric_limits<T>::infinity(), sum = T(0);
           for (size_t c = start; c < columns.size(); ++c) {
-            weights.push_back(scaled(i, source_.pair(i, columns[c])));
+            weights.push_back(p_.scaled(source_.pair(i, columns[c]), row_maximum_[i]));
             nearest = std::min(nearest, weights[c]);
           }
           for (size_t c = start; c < columns.size(); ++c) sum += weights[c] = std::exp(nearest - weights[c]);
@@ -301,11 +273,9 @@ class ReRanking {
         shared[inverted_.columns[at]] += std::min(weight, inverted_.weights[at]);
       }
     }
-    const T lambda = static_cast<T>(p_.lambda);
+    const T row_maximum = row_maximum_[i];
     for (int64_t j = 0; j < gallery(); ++j) {
-      // Rounding may carry s a little past 1.
-      const T jaccard = std::max(T(0), T(1) - shared[j] / (T(2) - shared[j]));
-      row[j] = p_.jaccard ? jaccard : (T(1) - lambda) * jaccard + lambda * scaled(i, row[j]);
+      row[j] = p_.final_distance(shared[j], p_.jaccard ? T(0) : row[j], row_maximum);
     }
   }
 

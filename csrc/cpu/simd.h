@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "../core/cancellation.h"
+
 namespace reidops {
 
 enum class SimdLevel { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
@@ -60,11 +62,6 @@ struct Kernels {
 };
 
 constexpr int64_t kDepthBlock = 256;
-
-// Squared distances below this share of the two squared norms are computed again from the differences. The rounding of a
-// product is a few 1e-7 of the norms in float (a chain of 256 additions), so what is kept is right to a few 1e-6.
-template <typename T>
-constexpr T kCancellation = sizeof(T) == 4 ? T(1) / 8 : T(1) / 1024;
 
 template <typename T>
 const Kernels<T>& kernels();

@@ -14,6 +14,7 @@
 #include "../core/path.h"
 #include "../core/stripe.h"
 #include "launch.h"
+#include "pairs.cuh"
 #include "path.cuh"
 
 namespace reidops {
@@ -207,15 +208,6 @@ __global__ void __launch_bounds__(kThreads, 6)
 }
 
 // --------------------------------------------------------------------------------------------------------- unaligned
-
-// |u - v|^2 of two rows of d channels, by a warp; the same in every lane.
-template <typename T>
-__device__ __forceinline__ T squared_distance_in_warp(const T* u, const T* v, int d) {
-  T sum = T(0);
-#pragma unroll 4
-  for (int k = threadIdx.x % kWarp; k < d; k += kWarp) sum += (u[k] - v[k]) * (u[k] - v[k]);
-  return warp_sum(sum);
-}
 
 // x and y: (batch, m, d), out: (batch,). A warp a pair, which reads 2 m d values once and is bound by that.
 template <typename T>

@@ -100,8 +100,12 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int thre
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_limit)),
           name);
   }
-  kernel<<<grid, threads, static_cast<size_t>(shared_bytes), stream>>>(arguments...);
-  check(cudaGetLastError(), name);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
 // ------------------------------------------------------------------------------------------------------- in a kernel

@@ -1,4 +1,5 @@
 // The Python face of the CUDA kernels: importing reidops._C_cuda registers them; build_info() says what was compiled.
+#undef TORCH_TARGET_VERSION  // as in csrc/module.cpp
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -70,6 +70,21 @@ __global__ void __launch_bounds__(kMaxThreads, 8)
   }
 }
 
+// cost: (m, n), total: (m, n) scratch, out: (m + n - 1, 2). One warp; a picture is drawn of it, not a batch trained.
+template <typename T>
+__global__ void __launch_bounds__(kWarp)
+    shortest_path_indices_kernel(const T* __restrict__ cost, int m, int n, T* total, int64_t* __restrict__ out) {
+  for (int64_t cell = threadIdx.x; cell < int64_t(m) * n; cell += kWarp) total[cell] = cost[cell];
+  accumulate_path_in_warp(total, m, n, threadIdx.x, kWarp);
+  if (threadIdx.x == 0) {
+    int64_t* to = out + 2 * (int64_t(m) + n - 1);
+    trace_path(total, m, n, [&](int64_t i, int64_t j) {
+      *--to = j;
+      *--to = i;
+    });
+  }
+}
+
 // The sizes of a launch: `threads` and `blocks`, and where the matrices are accumulated.
 struct Layout {
   Plan plan;
@@ -136,10 +151,27 @@ Tensor shortest_path_backward(const Tensor& grad, const Tensor& cost) {
   });
 }
 
+Tensor shortest_path_indices(const Tensor& cost) {
+  check_input(cost, 2, "cost");
+  const int64_t m = cost.size(0), n = cost.size(1);
+  check_cells(m, n);
+  const DeviceGuard guard(cost.get_device_index());
+  Tensor out = new_tensor({m + n - 1, 2}, ScalarType::Long, cost);
+  return with_floating_type(cost, "cost", [&](auto zero) {
+    using T = decltype(zero);
+    const Tensor costs = torch::stable::contiguous(cost);
+    const Scratch total(m * n, cost);
+    launch("shortest_path_indices", shortest_path_indices_kernel<T>, dim3(1), kWarp, 0, 0, current_stream(cost),
+           data<T>(costs), static_cast<int>(m), static_cast<int>(n), total.get<T>(), mutable_data<int64_t>(out));
+    return out;
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(reidops, CUDA, m) {
   m.impl("shortest_path", TORCH_BOX(&shortest_path));
+  m.impl("shortest_path_indices", TORCH_BOX(&shortest_path_indices));
   m.impl("shortest_path_backward", TORCH_BOX(&shortest_path_backward));
 }
 

@@ -44,3 +44,24 @@ def test_a_column_of_a_packed_record_array():
 def test_forward_mode_derivatives_are_refused():
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(lambda x: reidops.euclidean_distance(x, X), (X,), (torch.ones_like(X),))
+
+
+def test_what_unlooked_at_values_touch_is_nan_or_last(device):
+    """validate=False: never an error, never a wrong finite number for what a NaN touches."""
+    stripes = torch.rand(5, 4, 6, device=device)
+    stripes[1, 2, 3] = float("nan")
+    clean = stripes.clone().nan_to_num_()
+    touched = torch.tensor([False, True, False, False, False])
+    matrix = reidops.dmli_matrix(stripes, clean, validate=False)
+    assert torch.equal(matrix.isnan().all(1).cpu(), touched) and torch.equal(matrix.isnan().any(1).cpu(), touched)
+    assert torch.equal(reidops.dmli(stripes, clean, validate=False).isnan().cpu(), touched)
+    flat = stripes.flatten(1)
+    neighbors = reidops.knn(flat, clean.flatten(1), 5, validate=False)
+    assert neighbors.distance[1].isinf().all() and neighbors.index[1].eq(0).all()
+    assert neighbors.distance[touched.logical_not()].isfinite().all()
+    distance = torch.rand(3, 6, device=device)
+    distance[0, 2] = float("nan")
+    ids = torch.tensor([2, 3, 4], device=device), torch.tensor([0, 1, 2, 3, 4, 5], device=device)
+    scores = reidops.rank_metrics(distance, *ids, validate=False)
+    assert scores.average_precision[0].item() == 1 / 6
+    assert reidops.k_reciprocal(flat[:2], flat[2:], k1=2, k2=1, validate=False).shape == (2, 3)

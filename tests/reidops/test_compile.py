@@ -20,7 +20,7 @@ def leaf(*shape, seed=0, positive=False):
 
 
 def mined(features):
-    return torch.ops.reidops.batch_hard(features, LABELS)
+    return torch.ops.reidops.batch_hard(features, LABELS, "highest")
 
 
 def samples():
@@ -48,7 +48,7 @@ def samples():
         "dmli": [(leaf(3, 4, 6), leaf(3, 5, 6, seed=1), True), (leaf(3, 4, 6), leaf(3, 4, 6, seed=1), False)],
         "dmli_backward": [(random(3), stripes_x, stripes_y, aligned) for aligned in (True, False)],
         "dmli_matrix": [(stripes_x, stripes_y[:2], aligned, "highest") for aligned in (True, False)],
-        "batch_hard": [(leaf(8, 6), LABELS)],
+        "batch_hard": [(leaf(8, 6), LABELS, "highest")],
         "batch_hard_backward": [
             (random(8), random(8, seed=1), features, positive, negative, positive_index, negative_index)
         ],

@@ -1,0 +1,11 @@
+// When a distance computed from a product has lost too many digits.
+#pragma once
+
+namespace reidops {
+
+// Squared distances below this share of the two squared norms are computed again from the differences. The rounding of
+// a product is a few 1e-7 of the norms in float (a chain of 256 additions), so what is kept is right to a few 1e-6.
+template <typename T>
+constexpr T kCancellation = sizeof(T) == 4 ? T(1) / 8 : T(1) / 1024;
+
+}  // namespace reidops

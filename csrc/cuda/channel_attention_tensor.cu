@@ -1,0 +1,356 @@
+// The passes of channel_attention (see the header) on the tensor cores, for half types and rows of up to 288 columns:
+// the feature maps of MuDeep_v2 are 24 x 12 = 288 and 24 x 8 = 192.
+//
+// A block takes 16 rows i a warp, 128 with all eight, and keeps them in shared memory; tiles of 48 or 64 rows j stream
+// past in a ring of copies. Two warps share 32 rows i: each computes the weights of one half of the tile's rows j,
+// rounds them to T and leaves them in shared memory; then each adds the weighted rows j to one half of the columns of
+// the result, which stays in registers: 32 rows by L / 2 columns in float32, 144 registers a thread at L = 288.
+//
+// Why two: mma.sync takes its operands from registers, so what limits the tensor cores is how often a fragment is read
+// from shared memory, 128 bytes a cycle. For L = 288 and one mma (16 x 8 x 16, 4,096 FLOPs):
+//
+//   weights, 32 x 32 a warp          4 fragments of 512 bytes and 8 of 256 for 16 mma   256 bytes
+//   weights, 32 x 24 (slopes)                                                           299 bytes
+//   result, 32 x 144                 2 of 512 and 18 of 256 for 36 mma                  156 bytes
+//   together                         kOutput, kGradValue 206; kGradQuery, kGradKey 251 bytes
+//
+// or 1.6 and 2.0 cycles an mma, near the 1.6 cycles that mma.sync needs at best on an H200 (two thirds of the rate of its
+// wgmma). One warp for 16 x 64 weights and 16 x 288 of the result would need no exchange, but 2.3 cycles. A pass is
+// 2 N mma FLOPs a product, N = B C^2 L: 77 GFLOP for 32 x 2048 x 288, 143,000 mma a multiprocessor. Two products each for
+// kOutput and kGradValue, three for the others: 0.26, 0.26, 0.49 and 0.49 ms at 1.75 GHz are what this design could
+// reach. From L2 a block reads 76 KB for 2,304 mma, 20 bytes a cycle of some 25 that a multiprocessor gets.
+//
+// Accuracy: scores, slopes and results are summed in float32; weights are rounded to T, 2^-9 (bfloat16) or 2^-12 of
+// themselves, and so are the results.
+#include <limits>
+
+#include "channel_attention.h"
+#include "channel_attention_tiles.cuh"
+
+namespace reidops {
+namespace {
+
+constexpr int kMaxWarps = 8;
+constexpr int kWarpRows = 16;   // of a block, a warp
+constexpr int kPairRows = 32;   // that two warps share
+constexpr int kNumbers = 3;     // of a query: maximum, share, delta
+constexpr float kSlack = 5.5f;  // how far a score may lie above the reference of its row's exponentials: e^5.5 < 256
+constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+
+// float16 has no small numbers: weights times this stay below 256 x 128 = 2^15, and have 11 bits down to 2^-21.
+template <typename T>
+constexpr float kWeightScale = std::is_same_v<T, Half> ? 128.0f : 1.0f;
+
+// Shared memory: rows of T (the block's own, then the ring's tiles), weights, and the float32 numbers of rows.
+template <Pass kPass, int kLength>
+struct Plan {
+  static constexpr int kTile = by_slopes(kPass) && kLength > 192 ? 48 : 64;
+  static constexpr int kOwn = by_slopes(kPass) ? 2 : 1;
+
+  static constexpr int64_t shared_bytes(int warps, int slots) {
+    const int rows = warps * kWarpRows, queries = by_query(kPass) ? rows : slots * kTile;
+    const int64_t halves = (kOwn * rows + slots * kTile) * kPitch<kLength> + rows * kPitch<kTile>;
+    return 2 * halves + 4 * kNumbers * queries;
+  }
+};
+
+// A power of two that keeps share (grad . value - delta) within float16: 2 largest[0] largest[1] is a bound of it, and
+// becomes 2^15 at most. Gradients of a loss are often below what float16 can hold, and scaled ones above.
+__device__ __forceinline__ float slope_scale(const unsigned* largest, int64_t image) {
+  if (largest == nullptr) return 1.0f;
+  const float bound = __uint_as_float(largest[2 * image]) * __uint_as_float(largest[2 * image + 1]);
+  const int exponent = static_cast<int>(__float_as_uint(bound) >> 23) - 126;  // bound < 2^exponent
+  const int power = 14 - exponent < 100 ? 14 - exponent : 100;
+  return __uint_as_float(static_cast<unsigned>(power + 127) << 23);
+}
+
+// Starts the copy of the numbers of `count` queries from `row` on to `to`, (kNumbers, count), by as many threads.
+template <bool kDelta, typename T>
+__device__ __forceinline__ void stage_numbers(const PassArguments<T, float>& s, int64_t image, int row, int count,
+                                              float* to) {
+  const int thread = threadIdx.x;
+  if (thread >= count) return;
+  const int query = row + thread < s.channels ? row + thread : s.channels - 1;
+  __pipeline_memcpy_async(to + thread, s.statistics.maximum(image) + query, sizeof(float));
+  __pipeline_memcpy_async(to + count + thread, s.statistics.share(image) + query, sizeof(float));
+  if (kDelta) __pipeline_memcpy_async(to + 2 * count + thread, s.delta + image * s.channels + query, sizeof(float));
+}
+
+// A query's numbers, the share times `scale`.
+struct Query {
+  float maximum, share, delta;
+
+  __device__ __forceinline__ void load(const float* from, int pitch, float scale) {
+    maximum = from[0];
+    share = from[pitch] * scale;
+    delta = from[2 * pitch];
+  }
+};
+
+// The softmax of kOutput, as far as it has come: of each of a lane's four rows the reference of the exponentials, which
+// follows the highest score so far, and the sum of the weights, so far of the lane's own columns.
+struct Softmax {
+  float reference[2][2], sum[2][2];
+
+  // Lets the highest of `scores` in; what was summed in terms of a lower reference is scaled. Both warps of a pair see
+  // the same rows, and exchange what they have found. maxima: (2, rows), highest_so_far: (rows,), from the pair's rows on.
+  template <int kTileColumns, int kColumns>
+  __device__ __forceinline__ void admit(const float (&scores)[2][kTileColumns][4], float (&out)[2][kColumns][4],
+                                        int half, int rows, bool first, float* maxima, float* highest_so_far) {
+    const Place place;
+    float highest[2][2];
+    for_each_row([&](int m, int h) {
+      float value = kNegativeInfinity;
+#pragma unroll
+      for (int n = 0; n < kTileColumns; ++n) value = fmaxf(value, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
+      highest[m][h] = combine_in_row(value, [](float a, float b) { return fmaxf(a, b); });
+      if (place.q == 0) maxima[half * rows + place.row(m, h)] = highest[m][h];
+    });
+    __syncthreads();
+    bool raised = false;
+    for_each_row([&](int m, int h) {
+      const int row = place.row(m, h);
+      highest[m][h] = fmaxf(highest[m][h], maxima[(1 - half) * rows + row]);
+      if (half == 0 && place.q == 0) {
+        highest_so_far[row] = first ? highest[m][h] : fmaxf(highest_so_far[row], highest[m][h]);
+      }
+      raised = raised || highest[m][h] > reference[m][h] + kSlack;
+    });
+    if (!__any_sync(kAllLanes, raised)) return;
+    for_each_row([&](int m, int h) {
+      if (!(highest[m][h] > reference[m][h] + kSlack)) return;
+      const float factor = __expf(reference[m][h] - highest[m][h]);
+      reference[m][h] = highest[m][h];
+      sum[m][h] *= factor;
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        out[m][n][2 * h] *= factor;
+        out[m][n][2 * h + 1] *= factor;
+      }
+    });
+  }
+};
+
+// A block takes 16 rows i a warp of an image; its ring has `slots` (2 or 3) tiles.
+template <Pass kPass, int kLength, typename T>
+__global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
+    channel_attention_tensor_kernel(PassArguments<T, float> s, int slots, bool aligned) {
+  using P = Plan<kPass, kLength>;
+  constexpr bool kSlopes = by_slopes(kPass), kByQuery = by_query(kPass);
+  constexpr int kTile = P::kTile, kTileColumns = kTile / 16, kColumns = kLength / 16;  // 8 columns each, of one half
+  const int64_t image = blockIdx.z * int64_t(gridDim.y) + blockIdx.y, first = image * s.image();
+  if (image >= s.batch) return;
+  const Place place;
+  const int warp = threadIdx.x / kWarp, half = warp % 2, pair_row = warp / 2 * kPairRows;
+  const int rows = blockDim.x / kWarp * kWarpRows, own_row = blockIdx.x * rows;
+
+  T* own = shared_memory<T>();
+  T* ring = own + P::kOwn * rows * kPitch<kLength>;
+  T* weights = ring + slots * kTile * kPitch<kLength>;
+  float* numbers =
+      reinterpret_cast<float*>(weights + rows * kPitch<kTile>);  // of queries; kOutput: (3, rows) of its own
+  const int padding = kLength - s.length;
+  for (int e = threadIdx.x; e < (P::kOwn * rows + slots * kTile) * padding; e += blockDim.x) {
+    own[e / padding * kPitch<kLength> + s.length + e % padding] = T(0.0f);
+  }
+  stage_rows<kLength>(s.own.first + first, own_row, rows, s.channels, s.length, aligned, own);
+  if (kSlopes) {
+    stage_rows<kLength>(s.own.second + first, own_row, rows, s.channels, s.length, aligned,
+                        own + rows * kPitch<kLength>);
+  }
+  if (kPass == Pass::kGradQuery) stage_numbers<true>(s, image, own_row, rows, numbers);
+
+  // Two steps a tile: its rows for scores and those for weighted sums, or its rows for slopes and those for both.
+  const int steps = 2 * ((s.channels + kTile - 1) / kTile);
+  const auto start_copy = [&](int step, int slot) {
+    if (step < steps) {
+      const bool for_scores = (step % 2 == 1) == kSlopes;
+      const int row = step / 2 * kTile;
+      stage_rows<kLength>((for_scores ? s.other.first : s.other.second) + first, row, kTile, s.channels, s.length,
+                          aligned, ring + slot * kTile * kPitch<kLength>);
+      if (!kByQuery && for_scores) {
+        stage_numbers<kSlopes>(s, image, row, kTile, numbers + slot * kNumbers * kTile);
+      }
+    }
+    __pipeline_commit();
+    __syncwarp();  // for the tensor cores' instructions
+  };
+  for (int step = 0; step < slots - 1; ++step) start_copy(step, step);
+  int slot = -1;
+  // Waits for the tile of a step and starts the copy of a later one over the tile before, which all have read now.
+  const auto advance_to = [&](int step) {
+    if (slots == 2) {
+      __pipeline_wait_prior(0);
+    } else {
+      __pipeline_wait_prior(1);
+    }
+    __syncthreads();
+    start_copy(step + slots - 1, slot < 0 ? slots - 1 : slot);
+    slot = slot + 1 == slots ? 0 : slot + 1;
+    return ring + slot * kTile * kPitch<kLength>;
+  };
+
+  const float scale = kSlopes ? slope_scale(s.largest, image) : kWeightScale<T>;
+  float out[2][kColumns][4] = {};
+  Softmax softmax{{{kNegativeInfinity, kNegativeInfinity}, {kNegativeInfinity, kNegativeInfinity}}, {}};
+  for (int step = 0; step < steps; step += 2) {
+    const int tile_row = half * (kTile / 2);  // from here on the tile's rows are this warp's
+    float scores[2][kTileColumns][4], slopes[2][kTileColumns][4];
+    const T* tile = advance_to(step);
+    if (kSlopes) {
+      multiply_rows<kLength>(own + (rows + pair_row) * kPitch<kLength>, tile + tile_row * kPitch<kLength>, slopes);
+      tile = advance_to(step + 1);
+    }
+    multiply_rows<kLength>(own + pair_row * kPitch<kLength>, tile + tile_row * kPitch<kLength>, scores);
+
+    const int present = s.channels - step / 2 * kTile - tile_row;
+    if (present < kTile / 2) {
+#pragma unroll
+      for (int n = 0; n < kTileColumns; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (place.column(n) + e % 2 >= present) scores[0][n][e] = scores[1][n][e] = kNegativeInfinity;
+        }
+      }
+    }
+    if constexpr (kPass == Pass::kOutput) {
+      softmax.admit(scores, out, half, rows, step == 0, numbers + pair_row, numbers + 2 * rows + pair_row);
+    }
+
+    Query by_row[2][2];
+    if constexpr (kPass == Pass::kGradQuery) {
+      for_each_row([&](int m, int h) { by_row[m][h].load(numbers + pair_row + place.row(m, h), rows, scale); });
+    }
+#pragma unroll
+    for (int n = 0; n < kTileColumns; ++n) {
+      const int column = tile_row + place.column(n);
+      Query by_column[2];
+      if constexpr (!kByQuery) {
+        const float* from = numbers + slot * kNumbers * kTile + column;
+        by_column[0].load(from, kTile, scale);
+        by_column[1].load(from + 1, kTile, scale);
+      }
+      for_each_row([&](int m, int h) {
+        float weight[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float score = scores[m][n][2 * h + e];
+          if constexpr (kPass == Pass::kOutput) {
+            weight[e] = __expf(score - softmax.reference[m][h]) * scale;
+          } else {
+            const Query& query = kByQuery ? by_row[m][h] : by_column[e];
+            weight[e] = __expf(score - query.maximum) * query.share;
+            if constexpr (kSlopes) weight[e] *= slopes[m][n][2 * h + e] - query.delta;
+          }
+        }
+        const unsigned packed = pack<T>(weight[0], weight[1]);
+        *reinterpret_cast<unsigned*>(weights + (pair_row + place.row(m, h)) * kPitch<kTile> + column) = packed;
+        if constexpr (kPass == Pass::kOutput) {
+          const Pair rounded = unpack<T>(packed);  // so that the shares of the output sum to 1
+          softmax.sum[m][h] += rounded.low + rounded.high;
+        }
+      });
+    }
+    if (kSlopes) {
+      __syncthreads();
+    } else {
+      tile = advance_to(step + 1);
+    }
+    add_weighted_rows<kTile, kLength>(weights + pair_row * kPitch<kTile>, tile + half * (kLength / 2), out);
+  }
+
+  if constexpr (kPass == Pass::kOutput) {  // the sums of whole rows, of both warps; the maxima have been read
+    for_each_row([&](int m, int h) {
+      const float sum = combine_in_row(softmax.sum[m][h], [](float a, float b) { return a + b; });
+      if (place.q == 0) numbers[half * rows + pair_row + place.row(m, h)] = sum;
+    });
+    __syncthreads();
+  }
+  for_each_row([&](int m, int h) {
+    const int row = pair_row + place.row(m, h), i = own_row + row;
+    if (i >= s.channels) return;
+    float factor = 1.0f / scale;
+    if constexpr (kPass == Pass::kOutput) {
+      const float maximum = numbers[2 * rows + row];
+      factor = 1.0f / (numbers[row] + numbers[rows + row]);
+      if (half == 0 && place.q == 0) {
+        s.statistics.maximum(image)[i] = maximum;
+        s.statistics.share(image)[i] = factor * scale * expf(maximum - softmax.reference[m][h]);
+      }
+    }
+    T* to = s.out + first + int64_t(i) * s.length;
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+      const int column = half * (kLength / 2) + place.column(n);
+      if (column >= s.length) continue;
+      const float low = out[m][n][2 * h] * factor, high = out[m][n][2 * h + 1] * factor;
+      const unsigned packed = pack<T>(low, high);
+      if (s.length % 2 == 0) {
+        *reinterpret_cast<unsigned*>(to + column) = packed;
+      } else {
+        to[column] = static_cast<T>(low);
+        if (column + 1 < s.length) to[column + 1] = static_cast<T>(high);
+      }
+      if constexpr (kPass == Pass::kOutput) {
+        const Pair rounded = unpack<T>(packed);
+        *reinterpret_cast<unsigned*>(s.statistics.rest(image, i) + column) =
+            pack<T>(low - rounded.low, high - rounded.high);
+      }
+    }
+  });
+}
+
+// The most warps and then slots that the shared memory of the device has room for and the image needs.
+template <Pass kPass, int kLength, typename T>
+bool launch_pass(const PassArguments<T, float>& arguments, const Tensor& like) {
+  const int64_t limit = shared_memory_limit(like);
+  const auto address = [](const T* t) { return reinterpret_cast<uintptr_t>(t); };
+  const Side<T>&own = arguments.own, &other = arguments.other;
+  const bool aligned =
+      arguments.length % 8 == 0 &&
+      (address(own.first) | address(own.second) | address(other.first) | address(other.second)) % 16 == 0;
+  constexpr int kChoices[][2] = {{8, 3}, {8, 2}, {4, 3}, {4, 2}, {2, 2}};
+  for (const auto& choice : kChoices) {
+    const int warps = choice[0], slots = choice[1], rows = warps * kWarpRows;
+    const int64_t bytes = Plan<kPass, kLength>::shared_bytes(warps, slots);
+    if (bytes > limit || (warps > 2 && arguments.channels <= rows / 2)) continue;
+    const dim3 grid = images_grid(ceil_div(arguments.channels, rows), arguments.batch);
+    launch("channel_attention", channel_attention_tensor_kernel<kPass, kLength, T>, grid, warps * kWarp, bytes, limit,
+           current_stream(like), arguments, slots, aligned);
+    return true;
+  }
+  return false;
+}
+
+template <Pass kPass, typename T>
+bool launch_length(const PassArguments<T, float>& arguments, const Tensor& like) {
+  if (arguments.length <= 128) return launch_pass<kPass, 128>(arguments, like);
+  if (arguments.length <= 192) return launch_pass<kPass, 192>(arguments, like);
+  return arguments.length <= 288 && launch_pass<kPass, 288>(arguments, like);
+}
+
+}  // namespace
+
+template <typename T>
+bool launch_on_tensor_cores(Pass pass, const PassArguments<T, float>& arguments, const Tensor& like) {
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, like.get_device_index()),
+        "compute capability of the device");
+  if (major < 8) return false;
+  switch (pass) {
+    case Pass::kOutput:
+      return launch_length<Pass::kOutput>(arguments, like);
+    case Pass::kGradQuery:
+      return launch_length<Pass::kGradQuery>(arguments, like);
+    case Pass::kGradKey:
+      return launch_length<Pass::kGradKey>(arguments, like);
+    case Pass::kGradValue:
+      return launch_length<Pass::kGradValue>(arguments, like);
+  }
+  return false;
+}
+
+template bool launch_on_tensor_cores(Pass, const PassArguments<Half, float>&, const Tensor&);
+template bool launch_on_tensor_cores(Pass, const PassArguments<BFloat16, float>&, const Tensor&);
+
+}  // namespace reidops

@@ -1,0 +1,55 @@
+// Matrix products of the distance tiles, by cuBLAS with torch's handle, at the precision each call asks for.
+//
+// The toolkit's cuBLAS headers are not needed: libtorch_cuda brings the library, and its C interface is declared here as
+// far as it is used.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/c/shim.h>
+
+#include "launch.h"
+
+extern "C" {
+struct cublasContext;
+int cublasGemmEx(cublasContext* handle, int trans_a, int trans_b, int m, int n, int k, const void* alpha, const void* a,
+                 int type_a, int ld_a, const void* b, int type_b, int ld_b, const void* beta, void* c, int type_c,
+                 int ld_c, int compute_type, int algorithm);
+}
+
+namespace reidops {
+
+// How the operands of a product are stored and multiplied. kSplit is float32 to all its digits, in bfloat16 products.
+enum class Format { kPlain, kSplit, kTf32, kBfloat16 };
+
+constexpr int kSplitTerms = 6;  // of the nine products of three pieces each, those above 2^-24
+
+// out: (rows, columns), rows `stride` apart = left (rows, depth) times right (columns, depth) transposed; the operands'
+// rows are left_pitch and right_pitch elements apart. 2 rows columns depth FLOPs.
+inline void multiply(Format format, const void* left, int64_t left_pitch, int64_t rows, const void* right,
+                     int64_t right_pitch, int64_t columns, int64_t depth, void* out, int64_t stride) {
+  constexpr int kNormal = 0, kTransposed = 1;             // cublasOperation_t
+  constexpr int kFloat = 0, kDouble = 1, kBfloat16 = 14;  // cudaDataType_t: CUDA_R_32F, CUDA_R_64F, CUDA_R_16BF
+  constexpr int kIn32F = 68, kInTf32 = 77, kIn64F = 70;   // cublasComputeType_t
+  constexpr int kDefaultAlgorithm = -1;
+  constexpr int64_t kLargest = std::numeric_limits<int>::max();
+  STD_TORCH_CHECK(std::max({left_pitch, rows, right_pitch, columns, depth, stride}) <= kLargest,
+                  "a matrix product should have fewer rows, columns and channels");
+  void* handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&handle));
+  const float one = 1.0f, zero = 0.0f;
+  const double one_double = 1.0, zero_double = 0.0;
+  const bool wide = format == Format::kPlain;
+  const int in = wide ? kDouble : format == Format::kTf32 ? kFloat : kBfloat16, to = wide ? kDouble : kFloat;
+  const int compute = wide ? kIn64F : format == Format::kTf32 ? kInTf32 : kIn32F;
+  const auto alpha = wide ? static_cast<const void*>(&one_double) : &one;
+  const auto beta = wide ? static_cast<const void*>(&zero_double) : &zero;
+  // cuBLAS counts by columns: the transposed result from the transposed operands.
+  const int status = cublasGemmEx(static_cast<cublasContext*>(handle), kTransposed, kNormal, static_cast<int>(columns),
+                                  static_cast<int>(rows), static_cast<int>(depth), alpha, right, in,
+                                  static_cast<int>(right_pitch), left, in, static_cast<int>(left_pitch), beta, out, to,
+                                  static_cast<int>(stride), compute, kDefaultAlgorithm);
+  STD_TORCH_CHECK(status == 0, "cuBLAS: matrix product of (", rows, ", ", depth, ") and (", columns, ", ", depth,
+                  ") failed with status ", status);
+}
+
+}  // namespace reidops
