@@ -1,0 +1,90 @@
+// cuBLAS's matrix product by plain loops: column-major, every leading dimension honoured.
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+enum Type { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBfloat16 = 14 };  // cudaDataType_t
+enum Compute { kIn32F = 68, kInTf32 = 77, kIn64F = 70 };                 // cublasComputeType_t
+
+float from_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// An element as the tensor cores see it: TF32 drops the last 13 bits.
+double element(const void* matrix, int type, int compute, int64_t i) {
+  if (type == kFloat64) return static_cast<const double*>(matrix)[i];
+  if (type == kBfloat16) return from_bits(uint32_t(static_cast<const uint16_t*>(matrix)[i]) << 16);
+  uint32_t bits;
+  memcpy(&bits, static_cast<const float*>(matrix) + i, sizeof bits);
+  return from_bits(compute == kInTf32 ? bits & 0xffffe000u : bits);
+}
+
+template <typename T>
+void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha, const void* a, int type_a,
+             int64_t ld_a, const void* b, int type_b, int64_t ld_b, T beta, T* c, int64_t ld_c, int compute) {
+  constexpr int64_t kSums = 8;  // beside each other, so that the compiler takes vectors
+  const int64_t padded = (k + kSums - 1) / kSums * kSums;
+  std::vector<T> left(m * padded), right(n * padded);  // rows of a, columns of b
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t l = 0; l < k; ++l) {
+      left[i * padded + l] = static_cast<T>(element(a, type_a, compute, transpose_a ? l + i * ld_a : i + l * ld_a));
+    }
+  }
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t l = 0; l < k; ++l) {
+      right[j * padded + l] = static_cast<T>(element(b, type_b, compute, transpose_b ? j + l * ld_b : l + j * ld_b));
+    }
+  }
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t i = 0; i < m; ++i) {
+      T sums[kSums] = {}, sum = 0;
+      const T *x = &left[i * padded], *y = &right[j * padded];
+      for (int64_t l = 0; l < padded; l += kSums) {
+        for (int64_t s = 0; s < kSums; ++s) sums[s] += x[l + s] * y[l + s];
+      }
+      for (const T s : sums) sum += s;
+      T* to = c + i + j * ld_c;
+      *to = beta == 0 ? alpha * sum : alpha * sum + beta * *to;
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" int cublasGemmStridedBatchedEx(void*, int op_a, int op_b, int m, int n, int k, const void* alpha,
+                                          const void* a, int type_a, int ld_a, long long stride_a, const void* b,
+                                          int type_b, int ld_b, long long stride_b, const void* beta, void* c,
+                                          int type_c, int ld_c, long long stride_c, int count, int compute,
+                                          int /*algorithm*/) {
+  constexpr int kNotSupported = 15, kInvalidValue = 7;
+  const bool wide = compute == kIn64F;
+  const auto fits = [&](int type) { return wide ? type == kFloat64 : type == kFloat32 || type == kBfloat16; };
+  if (!fits(type_a) || !fits(type_b) || type_a != type_b || type_c != (wide ? kFloat64 : kFloat32)) return kNotSupported;
+  if (!wide && compute != kIn32F && (compute != kInTf32 || type_a != kFloat32)) return kNotSupported;
+  if (m < 0 || n < 0 || k < 0 || ld_a < (op_a ? k : m) || ld_b < (op_b ? n : k) || ld_c < m) return kInvalidValue;
+  const auto bytes = [](int type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2; };
+  for (int64_t i = 0; i < count; ++i) {
+    const auto* from_a = static_cast<const char*>(a) + i * stride_a * bytes(type_a);
+    const auto* from_b = static_cast<const char*>(b) + i * stride_b * bytes(type_b);
+    auto* to = static_cast<char*>(c) + i * stride_c * bytes(type_c);
+    if (wide) {
+      product(op_a, op_b, m, n, k, *static_cast<const double*>(alpha), from_a, type_a, ld_a, from_b, type_b, ld_b,
+              *static_cast<const double*>(beta), reinterpret_cast<double*>(to), ld_c, compute);
+    } else {
+      product(op_a, op_b, m, n, k, *static_cast<const float*>(alpha), from_a, type_a, ld_a, from_b, type_b, ld_b,
+              *static_cast<const float*>(beta), reinterpret_cast<float*>(to), ld_c, compute);
+    }
+  }
+  return 0;
+}
+
+extern "C" int cublasGemmEx(void* handle, int op_a, int op_b, int m, int n, int k, const void* alpha, const void* a,
+                            int type_a, int ld_a, const void* b, int type_b, int ld_b, const void* beta, void* c,
+                            int type_c, int ld_c, int compute, int algorithm) {
+  return cublasGemmStridedBatchedEx(handle, op_a, op_b, m, n, k, alpha, a, type_a, ld_a, 0, b, type_b, ld_b, 0, beta, c,
+                                    type_c, ld_c, 0, 1, compute, algorithm);
+}

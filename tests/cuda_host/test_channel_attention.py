@@ -1,0 +1,146 @@
+"""channel_attention as csrc/cuda computes it, on tensor cores and without them, against the float64 reference."""
+
+import pytest
+import torch
+
+from reidops import reference
+from tests.reidops.inputs import DTYPES, LAYOUTS, integers, laid_out, random
+from tests.tolerances import assert_gradient, assert_relative
+
+HALF = (torch.float16, torch.bfloat16)
+SMALL = [(1, 1, 1), (2, 3, 5), (3, 17, 33), (1, 40, 64)]
+# One tile and several, a length of every kernel, lengths that fill no vector and no fragment, more than the tensor
+# cores take and more than a slice.
+LARGE = [(1, 65, 128), (1, 200, 130), (2, 33, 192), (1, 70, 199), (1, 130, 288), (1, 49, 300), (1, 3, 700)]
+
+
+def attention_inputs(batch, channels, length, dtype, scores=1.0):
+    """Query, key, value and a gradient, with scores of about the given size."""
+    scale = scores**0.5 * length**-0.25
+    sizes = (scale, scale, 1.0, 1.0)
+    return [
+        (size * random(batch, channels, length, seed=s, dtype=torch.float64)).to(dtype) for s, size in enumerate(sizes)
+    ]
+
+
+def run(host, query, key, value, grad):
+    output, statistics = host.ops.channel_attention(query, key, value)
+    grads = host.ops.channel_attention_backward(grad, query, key, value, output, statistics)
+    return output, statistics, *grads
+
+
+def assert_right(host, query, key, value, grad):
+    output, statistics, *grads = run(host, query, key, value, grad)
+    leaves = [values.double().requires_grad_() for values in (query, key, value)]
+    expected = reference.channel_attention(*leaves)
+    assert_relative(output, expected, query.dtype, relative_to="largest")
+    for actual, wanted in zip(grads, torch.autograd.grad(expected, leaves, grad.double()), strict=True):
+        if query.shape[1] == 1 and not wanted.any():  # a softmax of one channel is constant
+            torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=1e-5)
+        else:
+            assert_gradient(actual, wanted)
+    scores = query.double() @ key.double().mT
+    maximum, total = scores.amax(-1), scores.logsumexp(-1)
+    assert statistics.dtype == (torch.float64 if query.dtype == torch.float64 else torch.float32)
+    assert_relative(statistics[:, 0], maximum, relative_to="largest")
+    shares = statistics[:, 1].to(query.dtype) if query.dtype in HALF else statistics[:, 1]  # of rounded exponentials
+    assert_relative(shares, (maximum - total).exp(), relative_to="largest")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch, channels, length", SMALL)
+def test_small(batch, channels, length, dtype, host):
+    assert_right(host, *attention_inputs(batch, channels, length, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch, channels, length", LARGE)
+def test_large(batch, channels, length, dtype, host):
+    if host.flavour != "plain" and channels * length > 20_000:
+        pytest.skip("it takes long")
+    assert_right(host, *attention_inputs(batch, channels, length, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout(layout, dtype, host):
+    assert_right(host, *(laid_out(values, layout) for values in attention_inputs(2, 9, 16, dtype)))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("shared_kilobytes", [163, 99, 64, 48])
+def test_less_shared_memory(shared_kilobytes, dtype, host):
+    """Fewer warps and tiles give the same bits; 64 KB are too little for the tensor cores' kernels of this length."""
+    inputs = attention_inputs(1, 130, 288, dtype)
+    if host.flavour != "plain":
+        inputs = [values[:, :40] for values in inputs]
+    expected = run(host, *inputs)
+    host.limits(shared_memory=shared_kilobytes << 10)
+    if shared_kilobytes > 64:
+        for actual, wanted in zip(run(host, *inputs), expected, strict=True):
+            assert torch.equal(actual, wanted)
+    else:
+        assert_right(host, *inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_that_rise(dtype, host):
+    """Every tile has higher scores than all before it, or lower ones."""
+    query, key, value, grad = attention_inputs(2, 150, 40, dtype)
+    direction = random(40, seed=9, dtype=torch.float64).sign() * 40**-0.5
+    query = (query + 10 * direction).to(dtype)
+    key = (key + torch.linspace(0, 3, 150)[:, None] * direction).to(dtype)
+    assert_right(host, query, key, value, grad)
+    assert_right(host, query, key.flip(1), value, grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_in_the_hundreds(dtype, host):
+    inputs = attention_inputs(1, 80, 64, dtype, scores=60.0)
+    assert (inputs[0].double() @ inputs[1].double().mT).max() > 200
+    assert_right(host, *inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_scores_share_equally(dtype, host):
+    query, value = torch.zeros(1, 64, 24, dtype=dtype), integers(1, 64, 24, high=16, dtype=dtype)
+    output, statistics = host.ops.channel_attention(query, query, value)
+    assert torch.equal(output, value.double().mean(1, keepdim=True).to(dtype).expand_as(value))
+    assert torch.equal(statistics[:, :2], torch.tensor([[0.0], [1 / 64]]).to(statistics).expand(1, 2, 64))
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e4])
+def test_gradients_at_the_ends_of_float16(size, host):
+    query, key, value, grad = attention_inputs(2, 70, 64, torch.float16, scores=0.1)
+    assert_right(host, query, key, value, (size * grad.double()).to(torch.float16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_overflows_stays_within_bounds(dtype, host):
+    query, key, value, grad = (torch.full((1, 40, 24), torch.finfo(dtype).max, dtype=dtype) for _ in range(4))
+    query[:, ::3] *= -1
+    run(host, query, key, value, grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_order_gives_the_same_bits(dtype, host):
+    if host.flavour != "plain":
+        pytest.skip("the order is the same in every flavour")
+    inputs = attention_inputs(2, 70, 193, dtype)
+    expected = run(host, *inputs)
+    for seed in (1, 2, 3):
+        host.seed(seed)
+        for actual, wanted in zip(run(host, *inputs), expected, strict=True):
+            assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_images(dtype, host):
+    before = host.launches
+    results = run(host, *(torch.empty(0, 3, 4, dtype=dtype) for _ in range(4)))
+    assert [tuple(values.shape) for values in results] == [
+        (0, 3, 4),
+        (0, 4 if dtype in HALF else 2, 3),
+        *[(0, 3, 4)] * 3,
+    ]
+    assert host.launches == before

@@ -1,0 +1,25 @@
+"""Every operator of csrc/cuda gives the same bits whatever order its blocks, warps and lanes run in."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from tests.reidops import test_cuda
+
+
+@cache
+def arguments(host):
+    return test_cuda.arguments("cpu", host.ops)
+
+
+@pytest.mark.parametrize("name", test_cuda.NAMES)
+def test_any_order_gives_the_same_bits(name, host):
+    if host.flavour == "races":
+        pytest.skip("the order is the same in every flavour")
+    operator = getattr(host.ops, name.partition(" ")[0])
+    host.limits(multiprocessors=1)
+    first = operator(*arguments(host)[name])
+    host.seed(1)
+    second = operator(*arguments(host)[name])
+    torch.testing.assert_close(second, first, rtol=0, atol=0, equal_nan=True)
