@@ -1,6 +1,9 @@
-# make demo   sets everything up, trains on the embedded data set, prints the tables, leaves pictures in runs/demo
-# make test   sets everything up and runs the tests
-# make lint   checks the style of Python and C++ files
+# make demo       sets everything up, trains on the embedded data set, prints the tables, leaves pictures in runs/demo
+# make test       sets everything up and runs the tests
+# make lint       checks the style of Python and C++ files
+# make bench      sets everything up and times the operators beside their peers on the processor
+# make gpu-check  builds, tests, sanitizes and benchmarks on the GPU with the PYTHON that is there, no environment and no
+#                 network; in under eight minutes, into runs/gpu-check. CHECK="--only bench --rows knn" takes a part of it
 #
 # PYTHON=python3.12 chooses the interpreter the environment is made with, VENV=path where it lies. REIDOPS_DATA=path adds the
 # tests on real data. Build variables (REIDOPS_CUDA, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS) are described in setup.py.
@@ -10,7 +13,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/built
@@ -23,6 +26,12 @@ lint: $(VENV)/built
 	$(RUN) -m pip install -q ruff==0.17.5 clang-format==23.1.5  # as in .pre-commit-config.yaml
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
+
+bench: $(VENV)/built
+	$(RUN) -m pytest benches/bench_*.py -q --benchmark-min-rounds=3 --benchmark-columns=min,median,rounds --benchmark-sort=name
+
+gpu-check:
+	$(PYTHON) -m benches.gpu_check $(CHECK)
 
 # The environment, in three steps, each made again when what it depends on has changed.
 $(VENV)/created:

@@ -1,0 +1,1 @@
+"""Benchmarks: ours beside our peers in the same run, from a checkout: ``python -m benches.<script>``."""

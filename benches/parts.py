@@ -1,0 +1,264 @@
+"""The parts of gpu_check. Each is given the run and returns its result: a status, why it is not "passed", figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benches import kernels, process, rows
+from benches.process import Outcome, python
+
+if TYPE_CHECKING:
+    from benches.gpu_check import Check
+
+Result = dict[str, Any]
+
+
+def judged(outcome: Outcome) -> Result:
+    if outcome.code is None:
+        return {"status": "timed out", "why": outcome.tail()}
+    if outcome.code != 0:
+        return {"status": "failed", "why": f"exit status {outcome.code}: {outcome.tail()}"}
+    return {"status": "passed"}
+
+
+# ---------------------------------------------------------------------------------------------- build
+
+
+def build(check: Check) -> Result:
+    """In place, so that the tests run from the checkout; for the GPU that is here."""
+    if check.args.device == "cpu":
+        variables = {"REIDOPS_CUDA": "0"}
+    else:
+        archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or architecture(check)
+        variables = {"REIDOPS_CUDA": "1", "REIDOPS_PTXAS": "1", "TORCH_CUDA_ARCH_LIST": archs}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    outcome = process.run(command, check.log("build"), check.left("build"), variables)
+    return {**judged(outcome), "variables": variables, "spilling": spilling(outcome.output)}
+
+
+def architecture(check: Check) -> str:
+    """The GPU's, on Hopper with the instructions that are Hopper's alone."""
+    ask = "import torch; print('%d.%d' % torch.cuda.get_device_capability())"
+    outcome = process.run([sys.executable, "-c", ask], check.log("build"), check.left("build"))
+    if outcome.code != 0:
+        raise RuntimeError(f"torch finds no GPU: {outcome.tail(1)}")
+    return outcome.output.split()[-1].replace("9.0", "9.0a")
+
+
+def spilling(output: str) -> list[str]:
+    """Kernels that keep registers in memory, from what ptxas says of each."""
+    function, found = "", []
+    for line in output.splitlines():
+        if "Function properties for" in line:
+            function = line.rsplit(" ", 1)[-1]
+        elif re.search(r"[1-9]\d* bytes spill", line):
+            found.append(f"{function}: {line.strip()}")
+    return sorted(set(found))
+
+
+def machine(check: Check) -> Result:
+    """What `python -m reidops` says of the build, the libraries, the processor and the GPU."""
+    outcome = process.run(python("reidops", "--json"), check.scratch / "machine.log", 60)
+    return json.loads(outcome.output) if outcome.code == 0 else {"error": outcome.tail(3)}
+
+
+# ---------------------------------------------------------------------------------------------- tests
+
+
+def tests(check: Check) -> Result:
+    """Every file in a process of its own: a hang or an access out of bounds costs that file, not the others."""
+    files = [
+        file for path in check.args.tests for file in ([path] if path.is_file() else sorted(path.glob("test_*.py")))
+    ]
+    options = ["-v", "--tb=short", "--color=no", "-p", "no:cacheprovider", "-k", check.args.device]
+    if importlib.util.find_spec("pytest_timeout"):
+        options.append("--timeout=60")
+    workers = max(min(8, (os.cpu_count() or 2) // 2), 2)
+
+    def one(file: Path) -> Outcome:
+        seconds = check.left("tests") - 1
+        if seconds <= 0:
+            return Outcome(None, 0.0, "no time left")
+        return process.run(
+            python("pytest", file, *options), check.scratch / f"{file.stem}.log", seconds, {"OMP_NUM_THREADS": "1"}
+        )
+
+    with ThreadPoolExecutor(workers) as pool:
+        outcomes = list(pool.map(one, files))
+    with check.log("tests").open("w") as log:
+        log.writelines(f"\n{'=' * 20} {file.name}\n{run.output}" for file, run in zip(files, outcomes, strict=True))
+    counts: dict[str, int] = {}
+    failures, unfinished = [], {}
+    for file, run in zip(files, outcomes, strict=True):
+        verdicts = re.findall(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", run.output, re.MULTILINE)
+        for _, verdict in set(verdicts):
+            counts[verdict.lower()] = counts.get(verdict.lower(), 0) + 1
+        failures += re.findall(r"^(?:FAILED|ERROR) (\S+::.+)$", run.output, re.MULTILINE)
+        if run.code not in (0, 1, 5):  # 1: tests failed; 5: the file has none for this device
+            ended = "timed out" if run.code is None else f"exit status {run.code}"
+            errors = [line for line in run.output.splitlines() if line.startswith("E  ")]
+            unfinished[file.name] = f"{ended}: {errors[-1][2:].strip() if errors else run.tail(3)}"
+    passed = counts.get("passed", 0) > 0 and not failures and not unfinished
+    why = "; ".join([f"{len(failures)} failed", *(f"{name} {what}" for name, what in unfinished.items())])
+    return {
+        "status": "passed" if passed else "timed out" if "timed out" in why else "failed",
+        **({} if passed else {"why": why}),
+        "counts": counts,
+        "failures": failures[:100],
+        "unfinished": unfinished,
+    }
+
+
+# ---------------------------------------------------------------------------------------------- compute-sanitizer
+
+
+def memcheck(check: Check) -> Result:
+    return sanitize(check, "memcheck")
+
+
+def racecheck(check: Check) -> Result:
+    return sanitize(check, "racecheck")
+
+
+def sanitize(check: Check, tool: str) -> Result:
+    """Every operator at small sizes under compute-sanitizer, its own kernels only; without a GPU, the calls alone."""
+    command = python("benches.gpu_sanitize", "--device", check.args.device)
+    if check.args.device == "cuda":
+        sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+        if not Path(sanitizer).exists():
+            return {"status": "failed", "why": "compute-sanitizer was not found"}
+        command = [
+            sanitizer,
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "9",
+            "--report-api-errors",
+            "no",
+            "--kernel-name",
+            "kns=reidops",
+            *command,
+        ]
+    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    outcome = process.run(command, check.log(tool), check.left(tool), variables)
+    lines = outcome.output.splitlines()
+    findings = [
+        line.removeprefix("========= ")
+        for line in lines
+        if re.match(r"=+ (Invalid|Error|Warning|Race|Potential|Misaligned)", line)
+    ]
+    result = judged(outcome)
+    return {
+        **result,
+        "summary": [line for line in lines if "SUMMARY" in line] + lines[-1:],
+        "findings": findings[:20],
+        "without a kernel": sum(line.startswith("no kernel") for line in lines),
+        "failed calls": [line for line in lines if line.startswith("failed: ")][:20],
+    }
+
+
+# ---------------------------------------------------------------------------------------------- bench
+
+
+class Rows:
+    """Reads what benches.measure writes, row by row, while it writes."""
+
+    def __init__(self, check: Check):
+        self.check = check
+        self.path = check.scratch / "rows.jsonl"
+        self.path.touch()
+        self.taken = 0
+        self.current: rows.Row | None = None
+        self.since = 0.0
+        self.waiting = {row.name: row for row in check.rows}
+
+    def read(self) -> None:
+        lines = self.path.read_text().split("\n")[:-1]  # the last is empty, or not yet whole
+        for line in map(json.loads, lines[self.taken :]):
+            if "ceilings" in line:
+                self.check.results["ceilings"] = line["ceilings"]
+            if "started" in line:
+                self.current, self.since = self.waiting[line["started"]], time.monotonic()
+            if "row" in line:
+                self.finish(self.waiting[line["row"]["name"]], line["row"])
+        self.taken = len(lines)
+
+    def too_slow(self) -> bool:
+        self.read()
+        return self.current is not None and time.monotonic() - self.since > self.current.time_limit
+
+    def finish(self, row: rows.Row, figures: Result) -> None:
+        """Adds the limit and the bars' verdicts, and has all results written."""
+        results = self.check.results
+        results["rows"].append(rows.judged(row, self.check.args.size, figures, results["ceilings"]))
+        del self.waiting[row.name]
+        self.current = None
+        self.check.write()
+
+
+def bench(check: Check) -> Result:
+    """Rows in one process after another: where one dies, or takes too long, the next goes on after that row."""
+    progress = Rows(check)
+    while progress.waiting and check.left("bench") > 1:
+        before = len(progress.waiting)
+        command = python(
+            "benches.measure", "--rows", ",".join(progress.waiting), "--size", check.args.size, "--device",
+            check.args.device, "--seconds", str(check.args.seconds), "--output", progress.path,
+        )  # fmt: skip
+        if check.results["ceilings"]:
+            command.append("--no-ceilings")
+        run = process.run(command, check.log("bench"), check.left("bench"), stop=progress.too_slow)
+        progress.read()
+        if progress.current is not None:
+            ended = "took too long" if run.code is None else f"its process ended, exit status {run.code}"
+            progress.finish(progress.current, {"name": progress.current.name, "error": f"{ended}: {run.tail(3)}"})
+        elif len(progress.waiting) == before:
+            break
+    missing = list(progress.waiting)
+    for row in list(progress.waiting.values()):
+        progress.finish(row, {"name": row.name, "error": "not started"})
+    found = check.results["rows"]
+    failed = [row["name"] for row in found if "error" in row or not row.get("checks", {}).get("ok", True)]
+    why = {"why": f"without figures or wrong: {', '.join(failed)}"} if failed else {}
+    if missing:
+        why = {"why": f"{len(missing)} rows were not started: {run.tail() if run.code else 'no time left'}"}
+    return {
+        "status": "failed" if failed else "passed",
+        **why,
+        "met": sum(row["met"] is True for row in found),
+        "rows": len(found),
+    }
+
+
+def profile(check: Check) -> Result:
+    """ncu on our kernels of some rows, one row a process, as many as there is time for."""
+    ncu = shutil.which("ncu")
+    if check.args.device != "cuda" or ncu is None:
+        return {"status": "skipped", "why": "there is no ncu" if check.args.device == "cuda" else "there is no GPU"}
+    failed, names = {}, [row.name for row in check.rows if check.args.rows or row.name in kernels.HOT]
+    for name in names:
+        if check.left("profile") < 10:
+            failed[name] = "no time left"
+            continue
+        try:
+            check.results["kernels"] += kernels.profile(ncu, name, check)
+        except RuntimeError as error:
+            failed[name] = str(error)
+        check.write()
+    why = {"why": "; ".join(f"{name}: {error}" for name, error in failed.items())} if failed else {}
+    return {"status": "failed" if len(failed) == len(names) else "passed", **why}
+
+
+PARTS: dict[str, Callable[[Check], Result]] = {
+    part.__name__: part for part in (build, tests, memcheck, racecheck, bench, profile)
+}
