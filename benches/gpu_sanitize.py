@@ -81,6 +81,13 @@ def evaluation_calls(device: torch.device) -> Iterator[tuple[str, Callable]]:
                 yield f"k_reciprocal {options}", lambda x=x, y=y, o=options: reidops.k_reciprocal(x, y, **o)
         both = {"query_local": local[0], "gallery_local": local[1], "precision": precision}
         yield f"k_reciprocal, local too {precision}", lambda x=x, y=y, o=both: reidops.k_reciprocal(x, y, **o)
+    if device.type == "cuda":  # more than one tile of products: two streams
+        points, local = normal(4000, 16, device=device), normal(500, 8, 16, device=device)
+        labels = torch.arange(4000, device=device) // 4
+        for precision in ("highest", "high"):
+            yield f"knn 4,000 {precision}", lambda p=precision: reidops.knn(points, points, 5, precision=p)
+            yield f"dmli_matrix 500 {precision}", lambda p=precision: reidops.dmli_matrix(local, local, precision=p)
+        yield "batch_hard 4,000", lambda: reidops.batch_hard(points, labels)
     distances = [normal(*shape, device=device).abs() for shape in ((19, 150), (19, 19), (150, 150))]
     yield "k_reciprocal_from_distance", lambda: reidops.k_reciprocal_from_distance(*distances)
     yield "shortest_path_indices", lambda: reidops.shortest_path_indices(normal(9, 17, device=device))

@@ -8,4 +8,8 @@ namespace reidops {
 template <typename T>
 constexpr T kCancellation = sizeof(T) == 4 ? T(1) / 8 : T(1) / 1024;
 
+// The same for products of tensor cores, which cut off where others round (gemm.h).
+template <typename T>
+constexpr T kTensorCancellation = sizeof(T) == 4 ? T(1) / 4 : T(1) / 1024;
+
 }  // namespace reidops

@@ -60,10 +60,11 @@ REIDOPS_HD float tanh_half(float d) {
 
 REIDOPS_HD double tanh_half(double d) { return tanh(0.5 * d); }
 
-// d tanh(d / 2) / d d, from t = tanh(d / 2).
+// d tanh(d / 2) / d d = 2 e / (1 + e)^2 with e = exp(-d), which keeps its digits where tanh is next to 1.
 template <typename T>
-REIDOPS_HD T tanh_half_slope(T t) {
-  return T(0.5) * (T(1) - t) * (T(1) + t);
+REIDOPS_HD T tanh_half_slope(T d) {
+  const T e = exp_nonpositive(-d), sum = T(1) + e;
+  return T(2) * e / (sum * sum);
 }
 
 }  // namespace reidops

@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor> dmli_backward(const Tensor& grad_in, const Tensor& x_
           const T* v = right + b * s.d;
           const T distance = std::sqrt(kernel.pair_squared_distance(u, v, s.d));
           if (distance == T(0)) return;  // the subgradient 0 of |x - y| at x = y
-          const T scale = g[i] * tanh_half_slope(cost[a * s.n + b]) / distance;
+          const T scale = g[i] * tanh_half_slope(distance) / distance;
           T *du = grad_left + a * s.d, *dv = grad_right + b * s.d;
           for (int64_t k = 0; k < s.d; ++k) {
             const T step = scale * (u[k] - v[k]);

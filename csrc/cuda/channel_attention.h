@@ -12,7 +12,8 @@
 //
 // where P = exp(query_i . key_j - maximum_i) share_i, share = 1 / the sum of the exponentials, and delta_i = grad_i .
 // output_i. Every row of a result has one writer and a fixed order of sums, without atomics. With B C^2 L = N, forward
-// is 4 N FLOPs and backward 4 + 6 + 6 = 16 N, where 10 N would do if grad_query could be added up by all columns at once.
+// is 4 N FLOPs and backward 4 + 6 + 6 = 16 N, where 10 N would do if grad_query could be added up by all columns at
+// once.
 #pragma once
 
 #include <type_traits>
@@ -33,10 +34,11 @@ struct Side {
   const T *first, *second;
 };
 
-// What forward leaves to backward, (batch, rows, channels) of the sums' type A: the maximum and the share of each query.
-// For tensors of a half type T the image's numbers are followed by the rest that rounding took from the output, (channels,
-// rest_length) in T. Without it delta would be wrong by what a rounding is of the output, and grad_query by that times a
-// mean of keys: far more than a rounding of itself where keys and values are large against their differences.
+// What forward leaves to backward, (batch, rows, channels) of the sums' type A: the maximum and the share of each
+// query. For tensors of a half type T the image's numbers are followed by the rest that rounding took from the output,
+// (channels, rest_length) in T. Without it delta would be wrong by what a rounding is of the output, and grad_query by
+// that times a mean of keys: far more than a rounding of itself where keys and values are large against their
+// differences.
 template <typename T, typename A>
 struct Statistics {
   static constexpr bool kHasRest = !std::is_same_v<T, A>;

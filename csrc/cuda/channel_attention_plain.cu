@@ -13,14 +13,15 @@ namespace {
 constexpr int kSide = 16;  // a block is 16 x 16 threads
 constexpr int kThreads = kSide * kSide;
 
-// A block computes a tile of kTile rows i by kTile rows j of weights, kVector x kVector of them a thread, from chunks of
-// kChunk columns, and then adds the weighted rows j to its kParts x kTile columns of the result, which stay in registers.
+// A block computes a tile of kTile rows i by kTile rows j of weights, kVector x kVector of them a thread, from chunks
+// of kChunk columns, and then adds the weighted rows j to its kParts x kTile columns of the result, which stay in
+// registers.
 //
 // In float32: 64 x 64 tiles, chunks of 32 columns, 320 columns of the result in 80 registers (longer rows are done in
 // slices, and the scores again for each). A step of 4 columns reads 4 + 4 vectors from shared memory, 12 cycles of its
 // 32 words a cycle for a warp, for 64 multiply-adds, 16 cycles of the multiprocessor's 128: arithmetic bounds it, at 67
 // TFLOP/s on an H200 for the 4 N and 16 N FLOPs; 32 x 2048 x 288 has N = 39 GFLOP. The next chunk's values come to
-// registers meanwhile. Staging buffers and weights take 35.8 KB of shared memory.
+// registers meanwhile. That makes up to 255 registers and 35.8 KB of shared memory: one block a multiprocessor.
 template <typename A>
 struct Tiling {
   static constexpr int kVector = 16 / sizeof(A);
@@ -117,8 +118,8 @@ __device__ __forceinline__ void multiply_rows(const T* own, const T* other, int 
   }
 }
 
-// out[p][a][e] += the weights of row ty + 16 a times column slice + p kTile + tx kVector + e of rows from other_row on of
-// `summed`, (channels, length). weights: (kTile, kWeightPitch); stage: room for kTile x kTile.
+// out[p][a][e] += the weights of row ty + 16 a times column slice + p kTile + tx kVector + e of rows from other_row on
+// of `summed`, (channels, length). weights: (kTile, kWeightPitch); stage: room for kTile x kTile.
 template <typename T, typename A>
 __device__ __forceinline__ void add_weighted_rows(const T* summed, int other_row, int channels, int length, int slice,
                                                   const A* weights, A* stage,

@@ -9,19 +9,23 @@
 // Why two: mma.sync takes its operands from registers, so what limits the tensor cores is how often a fragment is read
 // from shared memory, 128 bytes a cycle. For L = 288 and one mma (16 x 8 x 16, 4,096 FLOPs):
 //
-//   weights, 32 x 32 a warp          4 fragments of 512 bytes and 8 of 256 for 16 mma   256 bytes
-//   weights, 32 x 24 (slopes)                                                           299 bytes
-//   result, 32 x 144                 2 of 512 and 18 of 256 for 36 mma                  156 bytes
-//   together                         kOutput, kGradValue 206; kGradQuery, kGradKey 251 bytes
+//   weights, 32 x 32 a warp            4 fragments of 512 bytes and 8 of 256 for 16 mma   256 bytes
+//   weights, 32 x 24, beside slopes    4 and 6 for 12                                     299 bytes
+//   result, 32 x 144                   2 and 18 for 36                                    156 bytes
+//   together                           kOutput, kGradValue 206; kGradQuery, kGradKey      251 bytes
 //
-// or 1.6 and 2.0 cycles an mma, near the 1.6 cycles that mma.sync needs at best on an H200 (two thirds of the rate of its
-// wgmma). One warp for 16 x 64 weights and 16 x 288 of the result would need no exchange, but 2.3 cycles. A pass is
-// 2 N mma FLOPs a product, N = B C^2 L: 77 GFLOP for 32 x 2048 x 288, 143,000 mma a multiprocessor. Two products each for
-// kOutput and kGradValue, three for the others: 0.26, 0.26, 0.49 and 0.49 ms at 1.75 GHz are what this design could
-// reach. From L2 a block reads 76 KB for 2,304 mma, 20 bytes a cycle of some 25 that a multiprocessor gets.
+// or 1.6 and 2.0 cycles an mma, close to the 1.6 cycles that mma.sync takes at best on an H200 (two thirds of the rate
+// of its wgmma). One warp for 16 x 64 weights and 16 x 288 of the result would spare the exchange, but take 2.3 cycles.
 //
-// Accuracy: scores, slopes and results are summed in float32; weights are rounded to T, 2^-9 (bfloat16) or 2^-12 of
-// themselves, and so are the results.
+// 32 x 2048 x 288: a product is 2 B C^2 L = 77 GFLOP, 143,000 mma a multiprocessor. kOutput and kGradValue have two,
+// kGradQuery and kGradKey three: 0.26, 0.26, 0.49 and 0.49 ms at 1.75 GHz. That leaves out the 8,192 exponentials of a
+// tile, 512 cycles of the special function units beside 3,700 of mma, and what the barriers cost. A block reads 76 KB a
+// tile from L2, 20 bytes a cycle of some 25 that a multiprocessor can have. The 512 blocks are 3.9 rounds of 132.
+//
+// L = 288 takes 240 to 255 registers on 8.0 and 9.0 and 209 to 224 kB of shared memory: a multiprocessor has one block.
+//
+// Accuracy: scores, slopes and results are summed in float32; weights are rounded to T, by 2^-9 (bfloat16) or 2^-12 of
+// themselves, and so is the result.
 #include <limits>
 
 #include "channel_attention.h"
@@ -93,7 +97,8 @@ struct Softmax {
   float reference[2][2], sum[2][2];
 
   // Lets the highest of `scores` in; what was summed in terms of a lower reference is scaled. Both warps of a pair see
-  // the same rows, and exchange what they have found. maxima: (2, rows), highest_so_far: (rows,), from the pair's rows on.
+  // the same rows, and exchange what they have found. maxima: (2, rows), highest_so_far: (rows,), from the pair's rows
+  // on.
   template <int kTileColumns, int kColumns>
   __device__ __forceinline__ void admit(const float (&scores)[2][kTileColumns][4], float (&out)[2][kColumns][4],
                                         int half, int rows, bool first, float* maxima, float* highest_so_far) {

@@ -1,6 +1,6 @@
-// Rows of half types in shared memory, and their products on the tensor cores, for channel_attention_tensor.cu. Rows have
-// kLength columns and lie kPitch<kLength> apart, an odd multiple of 16 bytes: the eight rows that an instruction reads at
-// a time lie in different banks.
+// Rows of half types in shared memory, and their products on the tensor cores, for channel_attention_tensor.cu. Rows
+// have kLength columns and lie kPitch<kLength> apart, an odd multiple of 16 bytes: the eight rows that an instruction
+// reads at a time lie in different banks.
 #pragma once
 
 #include <cuda_pipeline.h>
@@ -13,8 +13,8 @@ namespace reidops {
 template <int kLength>
 constexpr int kPitch = kLength + 8;
 
-// Starts the copy of rows row .. row + count - 1 of `from`, (channels, length), to `to`. Rows beyond the last become the
-// first once more; columns beyond the last are left as they are. If the rows lie on multiples of 16 bytes, a thread
+// Starts the copy of rows row .. row + count - 1 of `from`, (channels, length), to `to`. Rows beyond the last become
+// the first once more; columns beyond the last are left as they are. If the rows lie on multiples of 16 bytes, a thread
 // copies 16 bytes of every step-th row.
 template <int kLength, typename T>
 __device__ __forceinline__ void stage_rows(const T* from, int row, int count, int channels, int length, bool aligned,
@@ -102,8 +102,8 @@ __device__ __forceinline__ void add_weighted_rows(const T* weights, const T* x, 
 
 // ------------------------------------------------------------------------------------------- rows of 32-row fragments
 
-// Where a lane's values stand in fragments of 32 rows by n x 8 columns, as multiply_rows and add_weighted_rows have them:
-// [m][n][2 h + e] is row m 16 + h 8 + g, column n 8 + 2 q + e.
+// Where a lane's values stand in fragments of 32 rows by n x 8 columns, as multiply_rows and add_weighted_rows have
+// them: [m][n][2 h + e] is row m 16 + h 8 + g, column n 8 + 2 q + e.
 struct Place {
   int g = threadIdx.x % kWarp / 4, q = threadIdx.x % 4;
   __device__ __forceinline__ int row(int m, int h) const { return m * 16 + h * 8 + g; }

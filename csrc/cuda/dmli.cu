@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, 6)
       const T distance = sqrt(squared), t = tanh_half(distance);
       const int64_t cell = int64_t(a) * s.n + b;
       total[cell] = t;
-      slope[cell] = distance > T(0) ? tanh_half_slope(t) / distance : T(0);
+      slope[cell] = distance > T(0) ? tanh_half_slope(distance) / distance : T(0);
     });
     __syncthreads();
     if (threadIdx.x < kWarp) accumulate_path_in_warp(total, s.m, s.n, threadIdx.x, kWarp);
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kThreads)
        row += gridDim.x * int64_t(kWarps)) {
     const T *u = x + row * s.d, *v = y + row * s.d;
     const T distance = sqrt(squared_distance_in_warp(u, v, s.d));
-    const T scale = distance > T(0) ? grad[row / s.m] * tanh_half_slope(tanh_half(distance)) / distance : T(0);
+    const T scale = distance > T(0) ? grad[row / s.m] * tanh_half_slope(distance) / distance : T(0);
     for (int k = threadIdx.x % kWarp; k < s.d; k += kWarp) {
       const T step = scale * (u[k] - v[k]);
       grad_x[row * s.d + k] = step;

@@ -76,7 +76,7 @@ struct Side {
 // ascending j, and their weight in `weights` is 0. weights: (rows, columns), out: (rows, depth), without the product.
 // A block a row.
 template <typename T>
-__global__ void __launch_bounds__(kGradThreads)
+__global__ void __launch_bounds__(kGradThreads, 2)
     side_gradient_kernel(Side<T> side, T* __restrict__ weights, T* __restrict__ out) {
   __shared__ T scales[kGradThreads];
   __shared__ int64_t partners[kGradThreads];
@@ -141,6 +141,35 @@ struct Subtract {
   __device__ void operator()(int64_t r, int64_t c) const { out[r * columns + c] -= product[r * columns + c]; }
 };
 
+// out = in transposed
+template <typename T>
+struct Transpose {
+  const T* in;  // (columns, rows)
+  T* out;       // (rows, columns)
+  int64_t rows, columns;
+  __device__ void operator()(int64_t r, int64_t c) const { out[r * columns + c] = in[c * rows + r]; }
+};
+
+// weights (rows, columns) times values (columns, depth), to all digits, whatever torch is set to.
+template <typename T>
+Tensor weighted_sums(const Tensor& weights, const Tensor& values) {
+  const int64_t rows = weights.size(0), columns = weights.size(1), depth = values.size(1);
+  Tensor out = new_tensor({rows, depth}, values.scalar_type(), values),
+         turned = new_tensor({depth, columns}, values.scalar_type(), values),
+         origin = new_tensor({columns}, values.scalar_type(), values);
+  origin = torch::stable::zero_(origin);
+  launch_elements("euclidean_distance_backward", values, depth, columns,
+                  Transpose<T>{data<T>(values), mutable_data<T>(turned), depth, columns});
+  const Format format = product_format<T>("highest");
+  Operand<T> left({data<T>(weights), rows, columns}, origin, format, true, rows),
+      right({data<T>(turned), depth, columns}, origin, format, false, depth);
+  left.load(0, rows);
+  right.load(0, depth);
+  multiply(format, left.row(0), left.pitch(), rows, right.row(0), right.pitch(), depth, left.depth(),
+           out.mutable_data_ptr(), depth);
+  return out;
+}
+
 // row_step and column_step: of grad and distance, seen with `own` as rows.
 template <typename T>
 Tensor side_gradient(const Tensor& grad, const Tensor& distance, int64_t row_step, int64_t column_step, bool squared,
@@ -164,7 +193,7 @@ Tensor side_gradient(const Tensor& grad, const Tensor& distance, int64_t row_ste
                      depth};
   launch("euclidean_distance_backward", side_gradient_kernel<T>, dim3(std::min(rows, kMaxBlocks)), kGradThreads, 0, 0,
          current_stream(like), side, mutable_data<T>(weights), mutable_data<T>(out));
-  const Tensor product = torch::stable::matmul(weights, other.values);
+  const Tensor product = weighted_sums<T>(weights, other.values);
   launch_elements("euclidean_distance_backward", like, rows, depth,
                   Subtract<T>{data<T>(product), mutable_data<T>(out), depth});
   return out;

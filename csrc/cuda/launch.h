@@ -8,7 +8,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <mutex>
 #include <optional>
+#include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "../core/tensor.h"
@@ -69,10 +72,26 @@ class Scratch {
 // --------------------------------------------------------------------------------------------------------- launching
 
 inline void check(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next one who asks would be blamed
+  STD_TORCH_CHECK(false, what, ": ", cudaGetErrorString(error));
+}
+
+// What each host thread has of streams beside torch's (overlap.h).
+struct ThreadStreams {
+  cudaStream_t launch = nullptr;               // where launches go while it is set, in place of torch's current stream
+  std::unordered_map<int, cudaStream_t> side;  // by device
+};
+
+inline ThreadStreams& thread_streams() {
+  static std::mutex mutex;
+  static std::unordered_map<std::thread::id, ThreadStreams> streams;
+  const std::lock_guard<std::mutex> lock(mutex);
+  return streams[std::this_thread::get_id()];
 }
 
 inline cudaStream_t current_stream(const Tensor& t) {
+  if (thread_streams().launch != nullptr) return thread_streams().launch;
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);

@@ -1,5 +1,5 @@
-// The instructions of the tensor cores (compute capability 8.0 and later), behind small functions that a whole warp calls
-// together. T is Half or BFloat16; two of them travel in 32 bits, the one of the lower index in the low half.
+// The instructions of the tensor cores (compute capability 8.0 and later), behind small functions that a whole warp
+// calls together. T is Half or BFloat16; two of them travel in 32 bits, the one of the lower index in the low half.
 //
 // Fragments, as the PTX ISA lays them out for m16n8k16: lane l has g = l / 4 and q = l % 4.
 //   a (16 x 16): a[0] = (g, 2q ..), a[1] = (g + 8, 2q ..), a[2] = (g, 2q + 8 ..), a[3] = (g + 8, 2q + 8 ..)
@@ -43,8 +43,9 @@ __device__ __forceinline__ Pair unpack(unsigned packed) {
 
 namespace reidops {
 
-// Four 8 x 8 matrices in shared memory: lane l gives the address of row l % 8 of matrix l / 8, a multiple of 16, and has
-// (g, 2q ..) of matrix i in to[i]. Eight rows are read at a time, without a conflict if they lie in different banks.
+// Four 8 x 8 matrices in shared memory: lane l gives the address of row l % 8 of matrix l / 8, a multiple of 16, and
+// has (g, 2q ..) of matrix i in to[i]. Eight rows are read at a time, without a conflict if they lie in different
+// banks.
 __device__ __forceinline__ void ldmatrix_x4(unsigned (&to)[4], const void* row) {
   REIDOPS_TENSOR_ASM("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(to[0]), "=r"(to[1]),
                      "=r"(to[2]), "=r"(to[3]) : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row))) : "memory");

@@ -52,7 +52,7 @@ class List {
   }
 
  private:
-  __device__ void sort() {
+  __device__ __forceinline__ void sort() {
     const int lane = threadIdx.x % kWarp;
     for (int r = count_ + lane; r < capacity_; r += kWarp) entries_[r] = nobody<T>();
     for (int size = 2; size <= capacity_; size *= 2) {
@@ -165,7 +165,7 @@ __device__ __forceinline__ void nearest_of_columns(const Tile<T>& tile, const Ne
 // The first row_blocks blocks take the rows, a warp a row, the others the columns. Each warp has `capacity` entries of
 // shared memory, and the block one T more for every turned element.
 template <typename T>
-__global__ void __launch_bounds__(kNearestThreads)
+__global__ void __launch_bounds__(kNearestThreads, sizeof(T) == 4 ? 4 : 2)
     nearest_kernel(Tile<T> tile, NearestSide<T> rows, int64_t row_blocks, NearestSide<T> columns, int64_t blocks, int k,
                    int capacity) {
   const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;

@@ -161,6 +161,7 @@ class Operand {
   }
 
   int64_t pitch() const { return format_ == Format::kSplit ? padded_ * kSplitTerms : padded_; }  // in elements
+  int64_t depth() const { return padded_; }                                                      // of the product
   const void* row(int64_t i) const {
     return static_cast<const unsigned char*>(memory_.const_data_ptr()) + (i - begin_) * row_bytes(rows_.depth, format_);
   }

@@ -1,6 +1,8 @@
 // What is done to a tile of matrix products to make distances of it. All of these read the tile from the L2 cache.
 #pragma once
 
+#include <limits>
+
 #include "../core/cancellation.h"
 #include "pairs.cuh"
 
@@ -23,7 +25,8 @@ struct Tile {
   }
   __device__ __forceinline__ T distance(T product, T norms) const {
     const T d = norms - T(2) * product;
-    return d < T(0) ? T(0) : d;  // a NaN stays one
+    if (norms == std::numeric_limits<T>::infinity()) return norms;  // beyond the largest number, whatever the product
+    return d < T(0) ? T(0) : d;                                     // a NaN stays one
   }
   __device__ __forceinline__ T at(int64_t row, int64_t column) const {
     const T value = values[row * stride + column];
@@ -100,8 +103,9 @@ constexpr int kFinishThreads = 256;
 constexpr int64_t kFinishColumns = 512;  // of a warp
 
 // out: (rows, columns), rows `stride` apart, may be the tile's own values: the squared distance, or its root. x: the
-// rows' features, x_step apart, y: the columns'. With `repair`, a squared distance below kCancellation of the norms is
-// computed again from the differences, by the whole warp: 8 d bytes from the L2 cache, for the few pairs of a row
+// rows' features, x_step apart, y: the columns'. With `repair`, a squared distance below kTensorCancellation of the norms is
+// computed again from the differences (and so is one whose
+// norms are beyond the largest number), by the whole warp: 8 d bytes from the L2 cache, for the few pairs of a row
 // that are near each other.
 template <typename T>
 __global__ void __launch_bounds__(kFinishThreads)
@@ -125,7 +129,8 @@ __global__ void __launch_bounds__(kFinishThreads)
         d = tile.distance(tile.values[row * tile.stride + column], norms);
       }
       if (repair) {
-        unsigned near = __ballot_sync(kAllLanes, inside && !(d >= kCancellation<T> * norms));
+        unsigned near = __ballot_sync(
+            kAllLanes, inside && !(d >= kTensorCancellation<T> * norms && norms < std::numeric_limits<T>::infinity()));
         while (near != 0) {
           const int which = __ffs(near) - 1;
           near &= near - 1;
@@ -149,7 +154,8 @@ __device__ __forceinline__ T stripe_cost(T squared) {
 // Approximate root, two units in the last place; an IEEE one costs as much as the rest of a cell.
 template <>
 __device__ __forceinline__ float stripe_cost<float>(float squared) {
-  return tanh_half(squared > 0.0f ? squared * rsqrtf(squared) : squared);
+  const bool plain = squared > 0.0f && squared < std::numeric_limits<float>::infinity();
+  return tanh_half(plain ? squared * rsqrtf(squared) : squared);
 }
 
 // One step of core/path.h's recurrence.

@@ -1,7 +1,7 @@
 // Distances in tiles: the one form in which the evaluation operators see them, whatever they are made from.
 //
-// A tile is a matrix product of some ten million elements, one or two waves of the multiprocessors, small enough to stay
-// in the L2 cache (35 MB on an H200) until the kernel that uses it has read it. The features it is made from are packed
+// A tile is a matrix product of some ten million elements, two waves of the multiprocessors: 35 MB on an H200, most of
+// which its L2 cache of 50 MB still holds when the kernel that uses it reads it. The features it is made from are packed
 // in windows (operands.h): 128 MB on the left, a tile's width on the right. While the kernels that use a tile run, the
 // next product is under way (overlap.h).
 #pragma once
@@ -152,7 +152,7 @@ class StripeProducts {
   void multiply_into(T* out, int64_t row, int64_t rows, int64_t row_step, int64_t column, int64_t columns,
                      int64_t column_step) {
     reidops::multiply(left_->format(), left_->row(row), left_->pitch() * row_step, rows, right_->row(column),
-                      right_->pitch() * column_step, columns, left_->pitch(), out, columns);
+                      right_->pitch() * column_step, columns, left_->depth(), out, columns);
   }
 
   Tile<T> as_tile(const Product& p) const {

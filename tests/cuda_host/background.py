@@ -21,9 +21,10 @@ def asked_for(item) -> bool:
 
 
 def start(flavours):
-    """Runs the flavours one after the other, while the tests go on."""
-    results.update({flavour: Future() for flavour in flavours})
-    Thread(target=lambda: [_finish(flavour) for flavour in flavours], daemon=True).start()
+    """Runs the flavours while the tests go on."""
+    for flavour in flavours:
+        results[flavour] = Future()
+        Thread(target=_finish, args=(flavour,), daemon=True).start()
 
 
 def stop():
@@ -41,10 +42,10 @@ def _finish(flavour):
 
 
 def _run(flavour):
-    environment = build.sanitizer_environment() if flavour == "asan" else dict(os.environ)
-    environment |= {"REIDOPS_HOST_FLAVOURS": flavour, "REIDOPS_HOST_PART": str(PART), "PYTHONMALLOC": "default"}
-    environment |= {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=5", str(build.HERE)]
+    command, environment = build.sanitized_python() if flavour == "asan" else ([sys.executable], dict(os.environ))
+    environment = environment | {"REIDOPS_HOST_FLAVOURS": flavour, "REIDOPS_HOST_PART": str(PART)}
+    environment |= {"PYTHONMALLOC": "default", "OMP_NUM_THREADS": "1"}
+    command = [*command, "-m", "pytest", "-vx", "--capture=sys", "-p", "no:cacheprovider", str(build.HERE)]
     command += [f"--ignore={build.HERE / name}" for name in LEFT_OUT]
     if _stopped:
         raise RuntimeError("stopped")

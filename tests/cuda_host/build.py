@@ -18,17 +18,18 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SANITIZERS = "address,alignment,bounds,integer-divide-by-zero,null,return,shift,signed-integer-overflow,vla-bound"
+SANITIZERS = "address,alignment,bounds,integer-divide-by-zero,shift,signed-integer-overflow"
 FLAVOURS = {
     "plain": [],
     "races": ["-fsanitize=thread", "-DMACHINE_RACES"],  # only the compiler's half of ThreadSanitizer: races.cpp is ours
     "asan": [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-DMACHINE_ASAN"],
 }
-MACHINE = ("machine.cpp", "blas.cpp", "races.cpp")  # never instrumented
+MACHINE = ("machine.cpp", "fibers.cpp", "races.cpp")  # never instrumented
 
 
 @dataclass
@@ -41,10 +42,14 @@ class NoSanitizer(RuntimeError):
     """AddressSanitizer cannot be used on this machine."""
 
 
+@cache
 def compiler() -> str | None:
-    """The C++ compiler, or None where there is none."""
-    wanted = os.environ.get("CXX")
-    return shutil.which(wanted) if wanted else shutil.which("g++") or shutil.which("c++")
+    """GCC (the environment variable CXX, or g++), or None where it is not."""
+    found = shutil.which(os.environ.get("CXX") or "g++")
+    if found is None:
+        return None
+    version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    return found if "Free Software Foundation" in version else None
 
 
 def namespace(flavour: str) -> str:
@@ -52,26 +57,32 @@ def namespace(flavour: str) -> str:
     return "reidops_host" if flavour == "plain" else f"reidops_host_{flavour}"
 
 
-def sanitizer_environment() -> dict[str, str]:
-    """The environment in which Python can load the flavour `asan`; NoSanitizer says why there is none here."""
-    runtimes = []
-    for name in ("libasan.so", "libubsan.so"):
+@cache
+def sanitized_python() -> tuple[list[str], dict[str, str]]:
+    """A command, the start of one, and its environment in which Python can load the flavour `asan`.
+
+    NoSanitizer says why there is none here.
+    """
+    libraries = []
+    for name in ("libasan.so", "libstdc++.so.6"):  # the second, so that exceptions are there when the first starts
         found = subprocess.run([compiler(), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         if not os.path.isabs(found) or not os.path.exists(found):
             raise NoSanitizer(f"{compiler()} has no {name}")
-        runtimes.append(found)
-    environment = dict(os.environ, LD_PRELOAD=" ".join(runtimes), PYTHONMALLOC="malloc", MALLOC_CONF="")
-    environment["ASAN_OPTIONS"] = "detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=0:exitcode=99"
+        libraries.append(os.path.realpath(found))
+    environment = dict(os.environ, LD_PRELOAD=" ".join(libraries), PYTHONMALLOC="malloc")
+    environment["ASAN_OPTIONS"] = "detect_leaks=0:detect_stack_use_after_return=0:exitcode=99"
     environment["UBSAN_OPTIONS"] = "print_stacktrace=1:exitcode=99"
-    try:
-        trial = [sys.executable, "-c", "import ctypes; print(sum(range(10)))"]
-        run = subprocess.run(trial, env=environment, capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired as error:
-        raise NoSanitizer("Python does not start with AddressSanitizer's runtime") from error
-    if run.returncode != 0 or run.stdout.strip() != "45":
-        said = run.stderr.strip().splitlines()
-        raise NoSanitizer(f"Python does not start with AddressSanitizer's runtime: {said[0] if said else run.returncode}")
-    return environment
+    steady = ["setarch", "-R"]  # the addresses of some systems are too random for older runtimes
+    if shutil.which("setarch") is None or subprocess.run([*steady, "true"], capture_output=True).returncode != 0:
+        steady = []
+    command = [*steady, sys.executable]
+    for _ in range(3):
+        trial = [*command, "-c", "import ctypes; ctypes.CDLL(None).__asan_init; print('started')"]
+        run = subprocess.run(trial, env=environment, capture_output=True, text=True, timeout=300)
+        if run.stdout.strip() != "started":
+            said = (run.stderr.strip() or f"it ended with {run.returncode}").splitlines()[0]
+            raise NoSanitizer(f"Python does not start with AddressSanitizer's runtime: {said}")
+    return command, environment
 
 
 def flags(flavour: str) -> list[str]:
@@ -102,7 +113,7 @@ def build(flavour: str = "plain", sources: list[Path] | None = None, name: str =
     import torch
 
     own = sources is None
-    sources = sources or [ROOT / "csrc/ops.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu"))]
+    sources = sources or [HERE / "blas.cpp", ROOT / "csrc/ops.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu"))]
     sources = [path for path in sources if path.name != "build_info.cu"]
     common, sanitizer = flags(flavour), FLAVOURS[flavour]
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
@@ -114,17 +125,17 @@ def build(flavour: str = "plain", sources: list[Path] | None = None, name: str =
         header = folder / "shim.h"
         if not header.exists():
             header.write_text(f'#include "{HERE / "shim.h"}"\n')
-        machine = [path for path in (HERE / file for file in MACHINE) if path.name != "races.cpp" or flavour == "races"]
+        machine = [HERE / file for file in MACHINE if file != "races.cpp" or flavour == "races"]
         macros = [flag for flag in sanitizer if flag.startswith("-D")]
         done = {path: pool.submit(_compile, path, folder, [*common, *macros, "-O3"]) for path in machine}
         error = _compile(header, folder, [*common, *sanitizer, "-x", "c++-header"], folder / "shim.h.gch")
         if error:
             raise RuntimeError(f"{HERE / 'shim.h'} does not compile:\n{error}")
-        forced = ["-include", str(header), "-include", str(HERE / "limits.h"), "-x", "c++"]
+        forced = ["-include", str(header), "-include", str(HERE / "limits.h")] if own else []
         for path in sources:
-            done[path] = pool.submit(_compile, path, folder, [*common, *sanitizer, *(forced if own else ["-x", "c++"])])
+            done[path] = pool.submit(_compile, path, folder, [*common, *sanitizer, *forced, "-x", "c++"])
         errors = {path.name: future.result() for path, future in done.items() if future.result()}
-        if broken := [file for file in MACHINE if file in errors]:
+        if broken := [path.name for path in machine if path.name in errors]:
             raise RuntimeError(f"{broken[0]} does not compile:\n{errors[broken[0]]}")
         objects = [_object(path, folder) for path in done if path.name not in errors]
         return Built(_link(objects, folder / f"lib{name}.so", flavour, bool(errors)), errors)

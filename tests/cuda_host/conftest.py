@@ -1,7 +1,8 @@
 """The fixture `host`: csrc/cuda's operators, compiled for the CPU.
 
 REIDOPS_HOST_FLAVOURS=plain,races (see build.py) runs every test that uses it in each of these flavours; by default it
-is `plain`, and test_sanitizers.py runs a part of the tests in the others, beside this process.
+is `plain`, and test_sanitizers.py runs a part of the tests in the others, beside this process. REIDOPS_HOST_SEED is the
+seed that tests begin with.
 """
 
 import ctypes
@@ -13,6 +14,7 @@ import torch
 
 from tests.cuda_host import background, build
 
+collect_ignore = ["rehearsal.py"]  # importing it, as for its doctests, replaces the CPU kernels
 FLAVOURS = os.environ.get("REIDOPS_HOST_FLAVOURS", "plain").split(",")
 
 
@@ -29,7 +31,7 @@ class Host:
         torch.ops.load_library(str(self.built.library))
         self.ops = getattr(torch.ops, build.namespace(flavour))
         self._machine = ctypes.CDLL(str(self.built.library))
-        self._machine.machine_count.restype = ctypes.c_int64
+        self._machine.machine_launches.restype = ctypes.c_int64
 
     def seed(self, seed):
         """The order in which blocks, warps and lanes run, and when asynchronous copies arrive."""
@@ -43,12 +45,12 @@ class Host:
 
     def reset(self):
         self._machine.machine_reset_limits()
-        self.seed(0)
+        self.seed(int(os.environ.get("REIDOPS_HOST_SEED", 0)))
 
     @property
     def launches(self):
         """How many kernels have been launched so far."""
-        return self._machine.machine_count(0)
+        return self._machine.machine_launches()
 
 
 @cache
@@ -59,13 +61,15 @@ def _host(flavour):
 @pytest.fixture(params=FLAVOURS)
 def host(request):
     if build.compiler() is None:
-        pytest.skip("there is no C++ compiler")
+        pytest.skip("there is no g++")
     host = _host(request.param)
     host.reset()
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     torch.use_deterministic_algorithms(True)  # new tensors are filled with NaN and with the largest integers
+    torch.set_num_threads(1)  # the other processors are the background's
     yield host
     torch.use_deterministic_algorithms(deterministic)
+    torch.set_num_threads(threads)
     host.reset()
 
 

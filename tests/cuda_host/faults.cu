@@ -131,6 +131,19 @@ __global__ void blocks_write(float* data) {
   if (threadIdx.x == 0) data[kSame ? 0 : blockIdx.x] = blockIdx.x;
 }
 
+// Threads that write different bytes of a word, and read words that others have written before a barrier.
+__global__ void bytes_of_a_word(float* data) {
+  __shared__ float row[kThreads];
+  row[threadIdx.x] = 0;
+  __syncthreads();
+  reinterpret_cast<unsigned char*>(row)[threadIdx.x] = 1;
+  reinterpret_cast<unsigned char*>(data)[threadIdx.x] = 1;
+  __syncthreads();
+  data[kThreads + threadIdx.x] = row[threadIdx.x / 4];
+}
+
+__global__ void one_byte_of_two_threads(float* data) { reinterpret_cast<unsigned char*>(data)[threadIdx.x / 2] = 1; }
+
 __global__ void atomic_sum(float* data) {
   auto* count = reinterpret_cast<unsigned*>(data);
   atomicAdd(count, 1u);
@@ -197,7 +210,8 @@ __global__ void intrinsics(float* data) {
   const int mine = value(lane);
   int wrong = 0;
   const auto check = [&](int number, bool right) { wrong = wrong == 0 && !right ? number : wrong; };
-  check(1, __shfl_sync(kAll, mine, 5) == value(5) && __shfl_sync(kAll, double(mine), lane + 3) == value((lane + 3) % 32));
+  check(1,
+        __shfl_sync(kAll, mine, 5) == value(5) && __shfl_sync(kAll, double(mine), lane + 3) == value((lane + 3) % 32));
   check(2, __shfl_sync(kAll, mine, 2, 8) == value(lane / 8 * 8 + 2));
   check(3, __shfl_xor_sync(kAll, int64_t(mine), 9) == value(lane ^ 9));
   check(4, __shfl_down_sync(kAll, mine, 4u) == value(lane + 4 < 32 ? lane + 4 : lane));
@@ -218,7 +232,8 @@ __global__ void intrinsics(float* data) {
   check(14, __match_any_sync(kAll, lane % 4) == 0x11111111u << lane % 4);
   check(15, __syncthreads_count(threadIdx.x < 40) == 40 && __syncthreads_or(threadIdx.x == 63));
   check(16, !__syncthreads_and(threadIdx.x != 63) && !__syncthreads_or(0) && __syncthreads_and(1));
-  check(17, __ffs(8) == 4 && __ffs(0) == 0 && __clz(1) == 31 && __clz(0) == 32 && __clzll(1) == 63 && __popcll(~0ull) == 64);
+  check(17, __ffs(8) == 4 && __ffs(0) == 0 && __clz(1) == 31 && __clz(0) == 32 && __clzll(1) == 63 &&
+                __popcll(~0ull) == 64);
   check(18, __float_as_uint(1.0f) == 0x3f800000u && __uint_as_float(0x40000000u) == 2.0f);
   data[threadIdx.x] = wrong;
 }
@@ -235,7 +250,8 @@ __global__ void atomics(float* data) {  // 64 threads; the last word counts the 
   atomicMax(wide + 1, static_cast<unsigned long long>(threadIdx.x) << 40);
   __syncthreads();
   if (threadIdx.x == 0) {
-    const bool right = word[0] == 64 && word[1] == 63 && word[2] == -63 && word[3] == -1 && word[4] == 7 && word[5] == 9;
+    const bool right =
+        word[0] == 64 && word[1] == 63 && word[2] == -63 && word[3] == -1 && word[4] == 7 && word[5] == 9;
     word[6] = right && wide[0] == 64ull << 32 && wide[1] == 63ull << 40;
   }
 }
@@ -307,6 +323,8 @@ int run(const char* name, float* data, int count) {
   if (is("read behind a tensor")) return start(global_read, dim3(1), kThreads, 0, data, count);
   if (is("blocks write one place")) return four(blocks_write<true>);
   if (is("blocks write their own places")) return four(blocks_write<false>);
+  if (is("bytes of a word")) return one(bytes_of_a_word);
+  if (is("one byte of two threads")) return one(one_byte_of_two_threads);
   if (is("atomic sum")) return four(atomic_sum);
   if (is("plain read of an atomic")) return four(plain_read_of_an_atomic);
   if (is("last block without fence")) return four(last_block_sums<false>);
@@ -329,7 +347,8 @@ int run(const char* name, float* data, int count) {
   if (is("a high grid")) return start(neighbour<true>, dim3(1, 65536), kThreads, 0, data);
   if (is("64 KB not asked for")) return start(blocks_write<false>, dim3(1), kThreads, 64 << 10, data);
   if (is("64 KB asked for")) {
-    const int error = cudaFuncSetAttribute(dynamic_shared_write<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10);
+    const int error =
+        cudaFuncSetAttribute(dynamic_shared_write<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10);
     return error ? error : start(dynamic_shared_write<false>, dim3(1), kThreads, 64 << 10, data);
   }
   if (is("228 KB asked for")) {

@@ -64,7 +64,7 @@ struct Launch {
   const void* arguments;
 };
 
-int launch(const Launch& launch);                           // 0, or an error that last_error() describes
+int launch(const Launch& launch);                            // 0, or an error that last_error() describes
 int allow_shared_memory(const void* kernel, int64_t bytes);  // cudaFuncSetAttribute
 const char* last_error();
 

@@ -16,7 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "now.h"
+#include "inside.h"
 
 namespace machine {
 namespace {
@@ -50,8 +50,17 @@ struct Page {
 };
 
 Page& page_of(uintptr_t address) {
+  constexpr size_t kMostPages = 8192;  // 256 MB and more of cells; what is from earlier launches can go
   static std::unordered_map<uintptr_t, Page> pages;
   static std::pair<uintptr_t, Page*> recent[64];
+  static uint32_t launch = 0;
+  if (launch != now.launch) {
+    launch = now.launch;
+    if (pages.size() > kMostPages) {
+      pages.clear();
+      for (auto& entry : recent) entry = {};
+    }
+  }
   const uintptr_t number = address / Page::kBytes;
   auto& [recent_number, page] = recent[number % 64];
   if (recent_number != number) {
@@ -67,8 +76,8 @@ struct Point {
   uint32_t phase = 0;
   uint32_t thread = 0;
 };
-using Knowledge = std::map<uint32_t, Point>;  // by block
-std::unordered_map<uintptr_t, Knowledge> published;  // by the atomic's address
+using Knowledge = std::map<uint32_t, Point>;             // by block
+std::unordered_map<uintptr_t, Knowledge> published;      // by the atomic's address
 std::map<uint32_t, Knowledge> known_to_threads, fenced;  // of the running block; fenced: at their last fence
 Knowledge known_to_block;
 uint32_t knowing_block = 0, knowing_phase = 0;
@@ -124,7 +133,7 @@ uint32_t warp_phase() { return now.warp_phase[now.thread / kWarp] & ((1u << 18) 
 inline bool ordered(const Record& r, bool shared) {
   if (r.block < now.launch) return true;
   if (r.block != now.block || r.kind == Record::kBlocks) return shared || known(r);  // each block has its shared memory
-  if (r.kind == Record::kOpenCopy) return false;  // it may come at any time
+  if (r.kind == Record::kOpenCopy) return false;                                     // it may come at any time
   if (r.block_phase != now.block_phase) return true;
   if (r.kind == Record::kThread && r.thread == now.thread) return true;
   return r.kind != Record::kWarps && r.thread / kWarp == now.thread / kWarp && r.warp_phase != warp_phase();
@@ -196,7 +205,8 @@ void note_access(const void* pointer, size_t bytes, Access access, const void* c
   if (!now.inside || (p >= now.stack && p < now.stack_end)) return;
   const bool shared = p >= now.shared && p < now.shared_end;
   const auto address = reinterpret_cast<uintptr_t>(pointer);
-  const auto code = static_cast<uint32_t>(code_pointer ? reinterpret_cast<uintptr_t>(code_pointer) - library_base() : 0);
+  const auto code =
+      static_cast<uint32_t>(code_pointer ? reinterpret_cast<uintptr_t>(code_pointer) - library_base() : 0);
   const bool atomic = access == Access::kAtomic, writes = access != Access::kRead;
   for (uintptr_t a = address; a < address + bytes;) {
     Page& page = page_of(a);
@@ -243,20 +253,20 @@ void check_alignment(const void* address, size_t bytes) {
 }  // namespace
 
 extern "C" {
-#define MACHINE_TSAN_ACCESS(bytes)                                                   \
-  void __tsan_read##bytes(void* address) {                                           \
-    check_alignment(address, bytes);                                                 \
-    note_access(address, bytes, Access::kRead, __builtin_return_address(0));         \
-  }                                                                                  \
-  void __tsan_write##bytes(void* address) {                                          \
-    check_alignment(address, bytes);                                                 \
-    note_access(address, bytes, Access::kWrite, __builtin_return_address(0));        \
-  }                                                                                  \
-  void __tsan_unaligned_read##bytes(void* address) {                                 \
-    note_access(address, bytes, Access::kRead, __builtin_return_address(0));         \
-  }                                                                                  \
-  void __tsan_unaligned_write##bytes(void* address) {                                \
-    note_access(address, bytes, Access::kWrite, __builtin_return_address(0));        \
+#define MACHINE_TSAN_ACCESS(bytes)                                            \
+  void __tsan_read##bytes(void* address) {                                    \
+    check_alignment(address, bytes);                                          \
+    note_access(address, bytes, Access::kRead, __builtin_return_address(0));  \
+  }                                                                           \
+  void __tsan_write##bytes(void* address) {                                   \
+    check_alignment(address, bytes);                                          \
+    note_access(address, bytes, Access::kWrite, __builtin_return_address(0)); \
+  }                                                                           \
+  void __tsan_unaligned_read##bytes(void* address) {                          \
+    note_access(address, bytes, Access::kRead, __builtin_return_address(0));  \
+  }                                                                           \
+  void __tsan_unaligned_write##bytes(void* address) {                         \
+    note_access(address, bytes, Access::kWrite, __builtin_return_address(0)); \
   }
 MACHINE_TSAN_ACCESS(1)
 MACHINE_TSAN_ACCESS(2)
@@ -278,21 +288,21 @@ void __tsan_init() {}
 // Atomics of the host's own code, as in std::shared_ptr.
 #define MACHINE_TSAN_UPDATE(bits, type, name) \
   type __tsan_atomic##bits##_##name(type* address, type value, int) { return __atomic_##name(address, value, 5); }
-#define MACHINE_TSAN_ATOMIC(bits, type)                                                                         \
-  type __tsan_atomic##bits##_load(const type* address, int) { return __atomic_load_n(address, 5); }             \
-  void __tsan_atomic##bits##_store(type* address, type value, int) { __atomic_store_n(address, value, 5); }     \
-  type __tsan_atomic##bits##_exchange(type* address, type value, int) {                                         \
-    return __atomic_exchange_n(address, value, 5);                                                              \
-  }                                                                                                             \
-  int __tsan_atomic##bits##_compare_exchange_strong(type* address, type* expected, type value, int, int) {      \
-    return __atomic_compare_exchange_n(address, expected, value, false, 5, 5);                                  \
-  }                                                                                                             \
-  int __tsan_atomic##bits##_compare_exchange_weak(type* address, type* expected, type value, int, int) {        \
-    return __atomic_compare_exchange_n(address, expected, value, true, 5, 5);                                   \
-  }                                                                                                             \
-  MACHINE_TSAN_UPDATE(bits, type, fetch_add)                                                                    \
-  MACHINE_TSAN_UPDATE(bits, type, fetch_sub)                                                                    \
-  MACHINE_TSAN_UPDATE(bits, type, fetch_and)                                                                    \
+#define MACHINE_TSAN_ATOMIC(bits, type)                                                                     \
+  type __tsan_atomic##bits##_load(const type* address, int) { return __atomic_load_n(address, 5); }         \
+  void __tsan_atomic##bits##_store(type* address, type value, int) { __atomic_store_n(address, value, 5); } \
+  type __tsan_atomic##bits##_exchange(type* address, type value, int) {                                     \
+    return __atomic_exchange_n(address, value, 5);                                                          \
+  }                                                                                                         \
+  int __tsan_atomic##bits##_compare_exchange_strong(type* address, type* expected, type value, int, int) {  \
+    return __atomic_compare_exchange_n(address, expected, value, false, 5, 5);                              \
+  }                                                                                                         \
+  int __tsan_atomic##bits##_compare_exchange_weak(type* address, type* expected, type value, int, int) {    \
+    return __atomic_compare_exchange_n(address, expected, value, true, 5, 5);                               \
+  }                                                                                                         \
+  MACHINE_TSAN_UPDATE(bits, type, fetch_add)                                                                \
+  MACHINE_TSAN_UPDATE(bits, type, fetch_sub)                                                                \
+  MACHINE_TSAN_UPDATE(bits, type, fetch_and)                                                                \
   MACHINE_TSAN_UPDATE(bits, type, fetch_or)
 MACHINE_TSAN_ATOMIC(8, uint8_t)
 MACHINE_TSAN_ATOMIC(32, uint32_t)

@@ -42,13 +42,6 @@ struct HostDeviceGuard {
 // torch's CUDA library is neither needed nor asked.
 #define aoti_torch_get_current_cuda_stream machine_current_stream
 #define torch_get_current_cuda_blas_handle machine_blas_handle
-#define torch_get_cuda_stream_from_pool machine_stream_from_pool
-#define torch_set_current_cuda_stream machine_set_current_stream
-inline AOTITorchError machine_stream_from_pool(bool, int32_t, void** stream) {
-  *stream = nullptr;
-  return 0;
-}
-inline AOTITorchError machine_set_current_stream(void*, int32_t) { return 0; }
 inline AOTITorchError machine_current_stream(int32_t, void** stream) {
   *stream = nullptr;
   return 0;

@@ -8,13 +8,16 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 #ifndef __x86_64__
+#define MACHINE_UCONTEXT  // slower: it saves the signal mask, by a call of the kernel
+#endif
+#ifdef MACHINE_UCONTEXT
 #include <ucontext.h>
 #endif
 
 namespace machine {
 
 struct Context {
-#ifdef __x86_64__
+#ifndef MACHINE_UCONTEXT
   void* stack_pointer = nullptr;
 #else
   ucontext_t state;
@@ -53,7 +56,7 @@ inline void enter_context() {
   __builtin_unreachable();
 }
 
-#ifdef __x86_64__
+#ifndef MACHINE_UCONTEXT
 
 // Saves the registers that a function has to keep on the old stack and takes those of the new one.
 extern "C" void machine_switch_stack(void** old_stack_pointer, void* new_stack_pointer);

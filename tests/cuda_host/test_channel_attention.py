@@ -11,7 +11,7 @@ HALF = (torch.float16, torch.bfloat16)
 SMALL = [(1, 1, 1), (2, 3, 5), (3, 17, 33), (1, 40, 64)]
 # One tile and several, a length of every kernel, lengths that fill no vector and no fragment, more than the tensor
 # cores take and more than a slice.
-LARGE = [(1, 65, 128), (1, 200, 130), (2, 33, 192), (1, 70, 199), (1, 130, 288), (1, 49, 300), (1, 3, 700)]
+LARGE = [(1, 65, 128), (1, 200, 130), (2, 33, 192), (1, 70, 199), (1, 130, 288), (1, 49, 301), (1, 3, 700)]
 
 
 def attention_inputs(batch, channels, length, dtype, scores=1.0):
@@ -42,6 +42,7 @@ def assert_right(host, query, key, value, grad):
     scores = query.double() @ key.double().mT
     maximum, total = scores.amax(-1), scores.logsumexp(-1)
     assert statistics.dtype == (torch.float64 if query.dtype == torch.float64 else torch.float32)
+    assert statistics.isfinite().all()
     assert_relative(statistics[:, 0], maximum, relative_to="largest")
     shares = statistics[:, 1].to(query.dtype) if query.dtype in HALF else statistics[:, 1]  # of rounded exponentials
     assert_relative(shares, (maximum - total).exp(), relative_to="largest")
@@ -102,6 +103,15 @@ def test_scores_in_the_hundreds(dtype, host):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_below_zero(dtype, host):
+    """Rows beyond the last channel, of whatever score, are no channels."""
+    query, key, value, grad = attention_inputs(2, 20, 48, dtype, scores=10.0)
+    query, key = -query.abs() - 1, key.abs()
+    assert (query @ key.mT).max() < -10
+    assert_right(host, query, key, value, grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_scores_share_equally(dtype, host):
     query, value = torch.zeros(1, 64, 24, dtype=dtype), integers(1, 64, 24, high=16, dtype=dtype)
     output, statistics = host.ops.channel_attention(query, query, value)
@@ -113,6 +123,14 @@ def test_equal_scores_share_equally(dtype, host):
 def test_gradients_at_the_ends_of_float16(size, host):
     query, key, value, grad = attention_inputs(2, 70, 64, torch.float16, scores=0.1)
     assert_right(host, query, key, value, (size * grad.double()).to(torch.float16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_gradient_gives_none(dtype, host):
+    query, key, value, grad = attention_inputs(2, 20, 16, dtype)
+    grad[0] = 0
+    grads = run(host, query, key, value, grad)[2:]
+    assert all(not values[0].any() and values[1].all() for values in grads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -10,7 +10,7 @@ from tests.reidops import test_cuda
 
 @cache
 def arguments(host):
-    return test_cuda.arguments("cpu", host.ops)
+    return test_cuda.arguments("cpu", host.ops, scale=1)
 
 
 @pytest.mark.parametrize("name", test_cuda.NAMES)

@@ -80,10 +80,9 @@ def test_dmli_matrix_of_coarser_products(precision, aligned, host):
     assert not torch.equal(actual, host.ops.dmli_matrix(x, y, aligned, "highest"))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_dmli_matrix_of_many_stripes(dtype, host):
-    if host.flavour != "plain":
-        pytest.skip("large")
     host.limits(multiprocessors=1, scratch_bytes=1 << 20)
     x, y = random(3, 130, 4, dtype=dtype), random(200, 101, 4, seed=1, dtype=dtype)
     assert_relative(host.ops.dmli_matrix(x, y, True, "highest"), reference.dmli_matrix(x, y))
@@ -114,3 +113,27 @@ def test_two_runs_are_bit_equal(host):
     first = host.ops.euclidean_distance(x, y, False)
     host.seed(1)
     assert torch.equal(first, host.ops.euclidean_distance(x, y, False))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("size", [1e19, 1e30])
+def test_stripes_whose_squares_overflow(size, precision, aligned, host):
+    """As far apart as can be, and never NaN; equal stripes are 0 apart where all digits are asked for."""
+    x, y = size * random(5, 3, 4), size * random(6, 3, 4, seed=1)
+    y[0] = x[0]
+    distance = host.ops.dmli_matrix(x, y, aligned, precision)
+    expected = torch.full((5, 6), 5.0 if aligned else 3.0)
+    if precision == "highest":
+        expected = reference.dmli_matrix(x, y, aligned=aligned).float()
+    assert torch.equal(distance, expected) or (precision == "highest" and torch.allclose(distance, expected, rtol=1e-5))
+
+
+def test_the_gradient_does_not_depend_on_autocast(host):
+    x, y, grad = random(9, 20), random(30, 20, seed=1), random(9, 30, seed=2)
+    distance = host.ops.euclidean_distance(x, y, False)
+    expected = host.ops.euclidean_distance_backward(grad, x, y, distance, False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = host.ops.euclidean_distance_backward(grad, x, y, distance, False)
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)

@@ -62,10 +62,9 @@ def test_given_distances(variant, dtype, host):
     assert_k_reciprocal(actual, reference.k_reciprocal_from_distance(*matrices, **chosen))
 
 
+@pytest.mark.large
 def test_all_of_a_long_gallery_is_wanted(host):
     """More than the lists hold: whole rows are sorted."""
-    if host.flavour != "plain":
-        pytest.skip("large")
     images = integers(1100, 2, high=30, dtype=torch.float64)
     query, gallery = images[:20], images[20:]
     chosen = settings(3, 2)

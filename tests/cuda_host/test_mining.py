@@ -35,11 +35,10 @@ def test_ties_take_the_lowest_index(dtype, host):
     assert_mined(host, integers(60, 4, high=3, dtype=dtype), integers(60, high=4, seed=1))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("kind", ["random", "ties", "near"])
 def test_large_batches(kind, host):
     """800 x 100 float32 values, read by 800 blocks, are more than 192 MB."""
-    if host.flavour != "plain":
-        pytest.skip("large")
     host.limits(multiprocessors=1)
     features = integers(800, 100, high=2, dtype=torch.float32) if kind == "ties" else random(800, 100)
     if kind == "near":

@@ -41,11 +41,20 @@ def test_points_among_each_other(count, k, dtype, host):
     assert torch.equal(apart.index, result.index)
 
 
+@pytest.mark.large
+@pytest.mark.parametrize("multiprocessors", [3, 2])
+def test_tiles_of_several_turns(multiprocessors, host):
+    """Tiles of 512 and 768 rows: more than a block turns over at once."""
+    host.limits(multiprocessors=multiprocessors)
+    points = integers(900, 3, high=6, dtype=torch.float32)
+    actual, expected = knn(host, points, points, 9), reference.knn(points, points, 9)
+    assert torch.equal(actual.index, expected.index)
+    assert torch.equal(actual.distance.double(), expected.distance)
+
+
 @pytest.mark.parametrize("k", [1, 64, 700])
 @pytest.mark.parametrize("high", [1, 3])
 def test_ties_take_the_lowest_index(high, k, host):
-    if host.flavour != "plain":
-        pytest.skip("large")
     host.limits(multiprocessors=1)
     gallery = integers(700, 5, high=high, seed=1, dtype=torch.float32)
     for query in (integers(30, 5, high=high, dtype=torch.float32), gallery):
@@ -54,10 +63,9 @@ def test_ties_take_the_lowest_index(high, k, host):
         assert torch.equal(actual.distance.double(), expected.distance)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("dtype, k", [(torch.float32, 1024), (torch.float32, 1025), (torch.float64, 1040)])
 def test_lists_as_long_as_the_gallery(dtype, k, host):
-    if host.flavour != "plain":
-        pytest.skip("large")
     gallery = integers(1040, 3, high=4, dtype=dtype)
     actual, expected = knn(host, gallery[:40], gallery, k), reference.knn(gallery[:40], gallery, k)
     assert torch.equal(actual.index, expected.index)

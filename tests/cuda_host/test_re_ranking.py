@@ -81,9 +81,8 @@ def test_rows_longer_than_a_block(host):
     assert_re_ranked(host, distance, 6, 5, 290)
 
 
+@pytest.mark.large
 def test_a_gallery_of_several_segments(host):
-    if host.flavour != "plain":
-        pytest.skip("takes minutes")
     position = random(4103, 1, dtype=torch.float64)
     assert_re_ranked(host, between(position, torch.float64), 3, 3, 2)
 

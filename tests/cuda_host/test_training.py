@@ -124,7 +124,7 @@ def test_dmli(m, n, d, kind, dtype, host):
 @pytest.mark.parametrize("limits", [{"shared_memory": 48 << 10}, {"shared_memory": 48 << 10, "scratch_bytes": 1}])
 @pytest.mark.parametrize("m, n", [(70, 80), (100, 90)])
 def test_dmli_of_many_stripes(m, n, limits, host):
-    """In shared memory beyond 48 KB, in scratch memory where the device has less of it, and one pair after the other."""
+    """In shared memory beyond 48 KB, in scratch memory where the device has less, and one pair after the other."""
     x, y = stripes("random", 2, m, n, 20, torch.float32)
     assert_dmli(host, x, y, True)
     host.limits(**limits)
@@ -149,8 +149,8 @@ def test_dmli_of_nothing_of_nan_and_of_strides(aligned, host):
     x, y = (laid_out(t, "transposed") for t in stripes("random", 3, 5, 5, 16, torch.float32))
     assert_relative(host.ops.dmli(x, y, aligned), reference.dmli(x, y, aligned=aligned))
     grads = host.ops.dmli_backward(torch.ones(()).expand(3), x, y, aligned)
-    for one, other in zip(grads, host.ops.dmli_backward(torch.ones(3), x.contiguous(), y.contiguous(), aligned)):
-        assert torch.equal(one, other)
+    others = host.ops.dmli_backward(torch.ones(3), x.contiguous(), y.contiguous(), aligned)
+    assert all(torch.equal(one, other) for one, other in zip(grads, others, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------- batch_hard

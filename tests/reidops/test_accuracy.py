@@ -40,7 +40,9 @@ def test_the_same_distance_from_either_side_and_between_equal_rows(device):
     x, y = alike(37, 300, 0.1).to(device), alike(70, 300, 0.1, seed=4).to(device)
     y[50] = y[3]
     distance = reidops.euclidean_distance(x, y)
-    assert torch.equal(distance, reidops.euclidean_distance(y, x).mT)
+    if device.type == "cpu":  # cuBLAS may add in another order from the other side
+        assert torch.equal(distance, reidops.euclidean_distance(y, x).mT)
+    assert_relative(distance, reidops.euclidean_distance(y, x).mT.cpu().double())
     assert torch.equal(distance[:, 50], distance[:, 3])
     assert torch.equal(reidops.euclidean_distance(x, x).diagonal(), torch.zeros(37, device=device))
 

@@ -12,14 +12,20 @@ from tests.reidops.inputs import clustered, integers, random
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
-def arguments(device="cuda", ops=torch.ops.reidops):
-    """The operators below torch.ops with arguments on the device: training and evaluation, forward and backward."""
-    images, local = clustered(400, 48, clusters=60, device=device), clustered(120, 8, 20, clusters=30, device=device)
-    labels, distance = integers(400, high=40, device=device), random(100, 500, device=device).abs()
+def arguments(device="cuda", ops=torch.ops.reidops, scale=10):
+    """The operators below torch.ops with arguments on the device: training and evaluation, forward and backward.
+
+    With scale 10 there are more images than a tile of a large GPU has rows and columns.
+    """
+    count = 400 * scale
+    images = clustered(count, 48, clusters=60, device=device)
+    local = clustered(120 * scale, 8, 20, clusters=30, device=device)
+    labels, distance = integers(count, high=40, device=device), random(100, 500, device=device).abs()
     ids = [integers(100, high=30, device=device), integers(500, high=30, seed=1, device=device)]
     cameras = [integers(n, high=4, seed=2, device=device) for n in (100, 500)]
     attention = [random(4, 64, 32, seed=s, device=device) / 3 for s in range(3)]
-    pairs = local[:60].contiguous(), local[60:].contiguous()
+    half_way = 60 * scale
+    pairs = local[:half_way].contiguous(), local[half_way:].contiguous()
     mined = ops.batch_hard(images, labels, "highest")
     attended = ops.channel_attention(*attention)
     settings = 20, 6, 0.3, "zhong2017"
@@ -27,7 +33,7 @@ def arguments(device="cuda", ops=torch.ops.reidops):
     calls = {
         "euclidean_distance": (images, images, False),
         "euclidean_distance_backward": (
-            random(400, 400, device=device),
+            random(count, count, device=device),
             images,
             images,
             torch.cdist(images, images),
@@ -37,9 +43,9 @@ def arguments(device="cuda", ops=torch.ops.reidops):
         "shortest_path_backward": (random(300, device=device), random(300, 6, 7, device=device)),
         "shortest_path_indices": (random(9, 8, device=device),),
         "dmli": (*pairs, True),
-        "dmli_backward": (random(60, device=device), *pairs, True),
+        "dmli_backward": (random(half_way, device=device), *pairs, True),
         "batch_hard": (images, labels, "highest"),
-        "batch_hard_backward": (*[random(400, seed=s, device=device) for s in range(2)], images, *mined),
+        "batch_hard_backward": (*[random(count, seed=s, device=device) for s in range(2)], images, *mined),
         "batch_hard_from_distance": (torch.cdist(images, images), labels),
         "channel_attention": tuple(attention),
         "channel_attention_backward": (random(4, 64, 32, device=device), *attention, *attended),
@@ -52,7 +58,15 @@ def arguments(device="cuda", ops=torch.ops.reidops):
         calls[f"k_reciprocal {precision}"] = (images[:90], images[90:], None, None, *settings, precision)
     calls["dmli_matrix unaligned"] = (*pairs, False, "highest")
     calls["rank_metrics cuhk03"] = (distance, *ids, None, None, 20, "cuhk03", 10, 0)
-    calls["k_reciprocal_topk"] = (images[:40], images[40:120], local[:40], local[40:], *settings, 20, "highest")
+    calls["k_reciprocal_topk"] = (
+        images[:40],
+        images[40 : len(local)],
+        local[:40],
+        local[40:],
+        *settings,
+        20,
+        "highest",
+    )
     half = [t.bfloat16() for t in attention]
     attended = ops.channel_attention(*half)
     calls["channel_attention half"] = tuple(half)

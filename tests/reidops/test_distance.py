@@ -330,3 +330,13 @@ def test_numpy_in_numpy_out():
     path = reidops.shortest_path_indices(x)
     assert isinstance(path, np.ndarray) and path.dtype == np.int64
     assert path.tolist() == reference.shortest_path_indices(x).tolist()
+
+
+@pytest.mark.parametrize("width", [32, 128, 256])
+def test_dmli_gradient_of_stripes_far_apart(width, device):
+    """Where tanh is next to 1 its slope is small, but not 0. (Along a path of such costs, float32 finds ties.)"""
+    x, y = random(3, 4, width, device=device), random(3, 4, width, seed=1, device=device)
+    actual = gradients(lambda x, y: reidops.dmli(x, y, aligned=False), x, y)
+    expected = gradients(lambda x, y: reference.dmli(x, y, aligned=False), x.double().cpu(), y.double().cpu())
+    for one, other in zip(actual, expected, strict=True):
+        assert_gradient(one, other)

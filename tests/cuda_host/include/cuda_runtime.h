@@ -1,11 +1,11 @@
 // What csrc/cuda uses of CUDA's language and runtime, for a host compiler.
 #pragma once
 
+#include <math.h>
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <math.h>
 #include <tuple>
 #include <type_traits>
 
@@ -26,16 +26,10 @@
 
 inline constexpr int warpSize = 32;
 
-#define MACHINE_VECTOR(type, scalar, alignment)                   \
-  struct __align__(alignment(2)) type##2 {                        \
-    scalar x, y;                                                  \
-  };                                                              \
-  struct type##3 {                                                \
-    scalar x, y, z;                                               \
-  };                                                              \
-  struct __align__(alignment(4)) type##4 {                        \
-    scalar x, y, z, w;                                            \
-  };                                                              \
+#define MACHINE_VECTOR(type, scalar, alignment)                        \
+  struct __align__(alignment(2)) type##2 { scalar x, y; };             \
+  struct type##3 { scalar x, y, z; };                                  \
+  struct __align__(alignment(4)) type##4 { scalar x, y, z, w; };       \
   inline type##2 make_##type##2(scalar x, scalar y) { return {x, y}; } \
   inline type##4 make_##type##4(scalar x, scalar y, scalar z, scalar w) { return {x, y, z, w}; }
 #define MACHINE_ALIGN_1(n) (n)
@@ -84,12 +78,23 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
   const machine::Limits& limits = machine::limits();
   switch (attribute) {
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(limits.shared_memory); break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = static_cast<int>(limits.shared_memory) + 1024; break;
-    case cudaDevAttrMultiProcessorCount: *value = static_cast<int>(limits.multiprocessors); break;
-    case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
-    default: *value = 0;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(limits.shared_memory);
+      break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = static_cast<int>(limits.shared_memory) + 1024;
+      break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = static_cast<int>(limits.multiprocessors);
+      break;
+    case cudaDevAttrL2CacheSize:
+      *value = 50 << 20;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 9;
+      break;
+    default:
+      *value = 0;
   }
   return cudaSuccess;
 }
@@ -100,7 +105,10 @@ inline cudaError_t cudaGetDevice(int* device) {
 
 // Everything runs when it is launched, so every stream has always come as far as every other.
 using cudaEvent_t = struct CUevent_st*;
-constexpr unsigned cudaEventDisableTiming = 2;
+constexpr unsigned cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned) { return cudaSuccess; }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = nullptr;
   return cudaSuccess;

@@ -16,7 +16,9 @@ inline int __syncthreads_or(int vote, MACHINE_HERE) {
 inline int __syncthreads_and(int vote, MACHINE_HERE) {
   return machine::meet_block(vote == 0, {"__syncthreads_and", file, line}) == 0;
 }
-inline void __syncwarp(unsigned mask = ~0u, MACHINE_HERE) { machine::meet_warp(mask, true, {"__syncwarp", file, line}); }
+inline void __syncwarp(unsigned mask = ~0u, MACHINE_HERE) {
+  machine::meet_warp(mask, true, {"__syncwarp", file, line});
+}
 inline void __threadfence() { machine::fence(); }
 inline void __threadfence_block() {}
 
@@ -93,17 +95,16 @@ unsigned __match_any_sync(unsigned mask, T value, MACHINE_HERE) {
   return same;
 }
 
-#define MACHINE_REDUCE(name, type, expression)                                                        \
-  inline type __reduce_##name##_sync(unsigned mask, type value, MACHINE_HERE) {                       \
-    return machine::reduce(value, mask, {"__reduce_" #name "_sync", file, line}, [](type a, type b) { \
-      return static_cast<type>(expression);                                                           \
-    });                                                                                               \
+#define MACHINE_REDUCE(name, type, expression)                                            \
+  inline type __reduce_##name##_sync(unsigned mask, type value, MACHINE_HERE) {           \
+    return machine::reduce(value, mask, {"__reduce_" #name "_sync", file, line},          \
+                           [](type a, type b) { return static_cast<type>(expression); }); \
   }
 MACHINE_REDUCE(add, unsigned, a + b)
 MACHINE_REDUCE(min, unsigned, a < b ? a : b)
 MACHINE_REDUCE(max, unsigned, a > b ? a : b)
 MACHINE_REDUCE(or, unsigned, a | b)
-MACHINE_REDUCE(and, unsigned, a & b)
+MACHINE_REDUCE(and, unsigned, a& b)
 MACHINE_REDUCE(add, int, unsigned(a) + unsigned(b))
 MACHINE_REDUCE(min, int, a < b ? a : b)
 MACHINE_REDUCE(max, int, a > b ? a : b)
@@ -123,22 +124,22 @@ __attribute__((no_sanitize("thread"))) T atomically(T* address, const void* code
 }
 }  // namespace machine
 
-#define MACHINE_ATOMIC(name, type, expression)                                            \
-  __attribute__((noinline)) inline type atomic##name(type* address, type value) {         \
-    return machine::atomically(address, __builtin_return_address(0),                      \
+#define MACHINE_ATOMIC(name, type, expression)                                               \
+  __attribute__((noinline)) inline type atomic##name(type* address, type value) {            \
+    return machine::atomically(address, __builtin_return_address(0),                         \
                                [value](type old) { return static_cast<type>(expression); }); \
   }
-#define MACHINE_ATOMICS(type, wide)                    \
-  MACHINE_ATOMIC(Add, type, static_cast<wide>(old) + static_cast<wide>(value)) \
-  MACHINE_ATOMIC(Min, type, old < value ? old : value) \
-  MACHINE_ATOMIC(Max, type, old > value ? old : value) \
-  MACHINE_ATOMIC(Exch, type, value)                    \
-  MACHINE_ATOMIC(Or, type, old | value)                \
-  MACHINE_ATOMIC(And, type, old & value)               \
-  MACHINE_ATOMIC(Xor, type, old ^ value)               \
+#define MACHINE_ATOMICS(type, wide)                                                          \
+  MACHINE_ATOMIC(Add, type, static_cast<wide>(old) + static_cast<wide>(value))               \
+  MACHINE_ATOMIC(Min, type, old < value ? old : value)                                       \
+  MACHINE_ATOMIC(Max, type, old > value ? old : value)                                       \
+  MACHINE_ATOMIC(Exch, type, value)                                                          \
+  MACHINE_ATOMIC(Or, type, old | value)                                                      \
+  MACHINE_ATOMIC(And, type, old& value)                                                      \
+  MACHINE_ATOMIC(Xor, type, old ^ value)                                                     \
   __attribute__((noinline)) inline type atomicCAS(type* address, type compare, type value) { \
-    return machine::atomically(address, __builtin_return_address(0),                      \
-                               [=](type old) { return old == compare ? value : old; });   \
+    return machine::atomically(address, __builtin_return_address(0),                         \
+                               [=](type old) { return old == compare ? value : old; });      \
   }
 MACHINE_ATOMICS(int, unsigned)
 MACHINE_ATOMICS(unsigned, unsigned)
@@ -162,15 +163,25 @@ inline unsigned __brev(unsigned v) {
 }
 
 template <typename T>
-T __ldg(const T* address) { return *address; }
+T __ldg(const T* address) {
+  return *address;
+}
 template <typename T>
-T __ldcs(const T* address) { return *address; }
+T __ldcs(const T* address) {
+  return *address;
+}
 template <typename T>
-T __ldcg(const T* address) { return *address; }
+T __ldcg(const T* address) {
+  return *address;
+}
 template <typename T>
-void __stcs(T* address, T value) { *address = value; }
+void __stcs(T* address, T value) {
+  *address = value;
+}
 template <typename T>
-void __stcg(T* address, T value) { *address = value; }
+void __stcg(T* address, T value) {
+  *address = value;
+}
 
 namespace machine {
 template <typename To, typename From>
@@ -206,6 +217,10 @@ inline float __saturatef(float v) { return v >= 0.0f ? (v < 1.0f ? v : 1.0f) : 0
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t(a) * b >> 32); }
 
 template <typename T, typename = std::enable_if_t<std::is_arithmetic_v<T>>>
-constexpr T min(T a, T b) { return b < a ? b : a; }
+constexpr T min(T a, T b) {
+  return b < a ? b : a;
+}
 template <typename T, typename = std::enable_if_t<std::is_arithmetic_v<T>>>
-constexpr T max(T a, T b) { return a < b ? b : a; }
+constexpr T max(T a, T b) {
+  return a < b ? b : a;
+}
