@@ -78,12 +78,14 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With REIDOPS_HOST_PART=n, keeps n of the parameter sets of every test, and no large ones."""
+    """With REIDOPS_HOST_PART=n, keeps n of the parameter sets of every test (of every operator, where that is the
+    parameter `name`), and no large ones."""
     part = int(os.environ.get("REIDOPS_HOST_PART", 0))
     here = [item for item in items if part and item.path.parent == build.HERE]
     by_function = {}
     for item in here:
-        by_function.setdefault((item.path, item.originalname), []).append(item)
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        by_function.setdefault((item.path, item.originalname, parameters.get("name")), []).append(item)
     left_out = {item for item in here if item.get_closest_marker("large")}
     for same in by_function.values():
         kept = {round(i * (len(same) - 1) / max(part - 1, 1)) for i in range(part)}

@@ -48,6 +48,12 @@ def test_large_batches(kind, host):
     assert host.launches > before + 5
 
 
+@pytest.mark.large
+def test_large_batches_in_few_blocks(host):
+    host.limits(multiprocessors=1, max_blocks=2)
+    assert_mined(host, random(800, 100), integers(800, high=80, seed=1))
+
+
 def test_an_anchor_without_a_negative(host):
     for batch, width in ((3, 4), (800, 100)):
         mined = host.ops.batch_hard(random(batch, width), torch.zeros(batch, dtype=torch.int64), "highest")
