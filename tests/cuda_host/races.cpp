@@ -35,17 +35,17 @@ struct Cell {
   Record written, read;
 };
 
-// The cells of 4,096 bytes: one for each word, or for each byte once a part of a word has been accessed.
+// The cells of 4,096 bytes: one for each word, or for each part of a word that has been accessed by itself.
 struct Page {
   static constexpr uintptr_t kBytes = 4096;
   uintptr_t granule = 4;
   std::vector<Cell> cells{kBytes / 4};
 
   void split() {
-    std::vector<Cell> bytes(kBytes);
-    for (uintptr_t i = 0; i < kBytes; ++i) bytes[i] = cells[i / 4];
-    cells = std::move(bytes);
-    granule = 1;
+    std::vector<Cell> finer(2 * cells.size());
+    for (size_t i = 0; i < finer.size(); ++i) finer[i] = cells[i / 2];
+    cells = std::move(finer);
+    granule /= 2;
   }
 };
 
@@ -210,7 +210,7 @@ void note_access(const void* pointer, size_t bytes, Access access, const void* c
   const bool atomic = access == Access::kAtomic, writes = access != Access::kRead;
   for (uintptr_t a = address; a < address + bytes;) {
     Page& page = page_of(a);
-    if (page.granule == 4 && (address | bytes) % 4 != 0) page.split();
+    while ((address | bytes) % page.granule != 0) page.split();
     Cell& cell = page.cells[a % Page::kBytes / page.granule];
     a += page.granule;
     if (access == Access::kCopyArrived) cell.written = {};
@@ -222,7 +222,7 @@ void note_access(const void* pointer, size_t bytes, Access access, const void* c
     if (writes) {
       add(cell.written, !after_writes, atomic, code);
       if (access == Access::kCopyBegun) cell.written.kind = Record::kOpenCopy;
-    } else {
+    } else if (cell.read.kind != Record::kBlocks || cell.read.block < now.launch) {  // which no reader adds to
       add(cell.read, !after_reads, false, code);
     }
   }

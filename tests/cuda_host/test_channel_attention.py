@@ -84,6 +84,7 @@ def test_less_shared_memory(shared_kilobytes, dtype, host):
         assert_right(host, *inputs)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scores_that_rise(dtype, host):
     """Every tile has higher scores than all before it, or lower ones."""

@@ -52,6 +52,7 @@ def test_tiles_of_several_turns(multiprocessors, host):
     assert torch.equal(actual.distance.double(), expected.distance)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("k", [1, 64, 700])
 @pytest.mark.parametrize("high", [1, 3])
 def test_ties_take_the_lowest_index(high, k, host):

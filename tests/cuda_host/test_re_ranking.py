@@ -75,6 +75,7 @@ def test_ties_and_duplicates(width, high, k1, k2, dtype, host):
     assert_re_ranked(host, between(features, dtype), 25, k1, k2)
 
 
+@pytest.mark.large
 def test_rows_longer_than_a_block(host):
     """Rows and lists of more than 256 entries, and neighbours of which many are averaged."""
     distance = between(random(290, 3, dtype=torch.float64), torch.float64)
