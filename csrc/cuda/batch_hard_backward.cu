@@ -42,7 +42,7 @@ __device__ __forceinline__ int append(Terms<T>& terms, int count, bool wanted, T
     count += terms.warp_counts[w];
   }
   if (wanted) {
-    place += __popc(lanes & ((1u << lane) - 1));
+    place += count_below(lanes, lane);
     terms.scale[place] = scale;
     terms.other[place] = other;
   }

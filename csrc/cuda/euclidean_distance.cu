@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kGradThreads, 2)
       const unsigned lanes = __ballot_sync(kAllLanes, near);
       if (lane == 0) counts[warp] = __popc(lanes);
       __syncthreads();
-      int place = __popc(lanes & ((1u << lane) - 1)), count = 0;
+      int place = count_below(lanes, lane), count = 0;
       for (int w = 0; w < kGradWarps; ++w) {
         if (w < warp) place += counts[w];
         count += counts[w];

@@ -91,7 +91,7 @@ inline ThreadStreams& thread_streams() {
 }
 
 inline cudaStream_t current_stream(const Tensor& t) {
-  if (thread_streams().launch != nullptr) return thread_streams().launch;
+  if (const cudaStream_t launch = thread_streams().launch; launch != nullptr) return launch;
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
@@ -141,6 +141,21 @@ template <typename T>
 __device__ __forceinline__ T warp_sum(T value) {
   for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
   return value;
+}
+
+// The sum of the values up to this lane's.
+template <typename T>
+__device__ __forceinline__ T scan_in_warp(T value) {
+  for (int step = 1; step < kWarp; step *= 2) {
+    const T other = __shfl_up_sync(kAllLanes, value, step);
+    if (static_cast<int>(threadIdx.x % kWarp) >= step) value += other;
+  }
+  return value;
+}
+
+// The lanes below `lane`, of 0 .. 32, among `lanes`.
+__device__ __forceinline__ int count_below(unsigned lanes, int lane) {
+  return __popc(lanes & static_cast<unsigned>((uint64_t(1) << lane) - 1));
 }
 
 }  // namespace reidops

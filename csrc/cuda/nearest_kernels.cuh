@@ -38,7 +38,7 @@ class List {
     const bool wanted = any && neighbor.before(limit_);
     const unsigned lanes = __ballot_sync(kAllLanes, wanted);
     if (lanes == 0) return;
-    if (wanted) entries_[count_ + __popc(lanes & ((1u << (threadIdx.x % kWarp)) - 1))] = neighbor;
+    if (wanted) entries_[count_ + count_below(lanes, threadIdx.x % kWarp)] = neighbor;
     count_ += __popc(lanes);
     changed_ = true;
     if (count_ > capacity_ - kWarp) sort();

@@ -62,16 +62,6 @@ __device__ __forceinline__ int count_ids_below(const Gallery& gallery, int64_t i
   return begin;
 }
 
-// The sum of the values up to this lane's.
-template <typename T>
-__device__ __forceinline__ T scan_in_warp(T value) {
-  for (int step = 1; step < kWarp; step *= 2) {
-    const T other = __shfl_up_sync(kAllLanes, value, step);
-    if (static_cast<int>(threadIdx.x % kWarp) >= step) value += other;
-  }
-  return value;
-}
-
 // sum + the values of the first `count` lanes, one after the other; the same in every lane.
 __device__ __forceinline__ double add_in_order(double sum, double value, int count) {
   for (int lane = 0; lane < count; ++lane) sum += __shfl_sync(kAllLanes, value, lane);

@@ -48,7 +48,7 @@ __device__ __forceinline__ int nth_match(const Gallery& gallery, const Query& qu
   const int lane = threadIdx.x % kWarp;
   int match = 0;
   visit_matches(gallery, query, [&](unsigned lanes, int image) {
-    const bool mine = (lanes >> lane & 1) && __popc(lanes & ((1u << lane) - 1)) == before;
+    const bool mine = (lanes >> lane & 1) && count_below(lanes, lane) == before;
     const unsigned found = __ballot_sync(kAllLanes, mine);
     if (found != 0) match = __shfl_sync(kAllLanes, image, __ffs(found) - 1);
     before -= __popc(lanes);

@@ -50,11 +50,7 @@ __global__ void __launch_bounds__(kPointThreads) place_lists_kernel(int64_t tota
   for (int64_t begin = first_point() * kWarp; begin < total; begin += point_step() * kWarp) {
     const int64_t g = begin + lane;
     const long long size = g < total ? inverted.sizes[g] : 0;
-    long long end = size;  // of this list, within the warp's
-    for (int step = 1; step < kWarp; step *= 2) {
-      const long long before = __shfl_up_sync(kAllLanes, end, step);
-      if (lane >= step) end += before;
-    }
+    const long long end = scan_in_warp(size);  // of this list, within the warp's
     unsigned long long place = 0;
     if (lane == kWarp - 1) place = atomicAdd(inverted.used, static_cast<unsigned long long>(end));
     place = __shfl_sync(kAllLanes, place, kWarp - 1);

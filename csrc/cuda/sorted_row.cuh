@@ -25,11 +25,6 @@ __device__ __forceinline__ int find(const int32_t* columns, int count, int32_t c
   return at < count && columns[at] == column ? at : -1;
 }
 
-// The lanes below `lane`, of 0 .. 32, among `lanes`.
-__device__ __forceinline__ int count_below(unsigned lanes, int lane) {
-  return __popc(lanes & static_cast<unsigned>((uint64_t(1) << lane) - 1));
-}
-
 // One row, with a weight for each column or, where `weights` is null, without. All lanes of a warp hold the same
 // values, and call what is here together.
 template <typename T>
