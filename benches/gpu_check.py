@@ -68,10 +68,7 @@ class Check:
     def write(self) -> None:
         """All results so far, whole or not at all."""
         with self.lock:
-            path = self.folder / "results.json"
-            fresh = path.with_suffix(".tmp")
-            fresh.write_text(json.dumps(self.results, indent=1) + "\n")
-            os.replace(fresh, path)
+            process.write(self.folder / "results.json", json.dumps(self.results, indent=1) + "\n")
 
     def run(self, part: str) -> None:
         """One part; whatever goes wrong in it becomes its result."""

@@ -1,4 +1,4 @@
-"""Other programs: run with a limit of time, everything they print in a file, nothing of them left behind."""
+"""Other programs, run with a limit of time, everything they print in a file, nothing of them left behind; and files."""
 
 import os
 import signal
@@ -62,6 +62,13 @@ def run(
 
 def python(module: str, *arguments: str | Path) -> list[str | Path]:
     return [sys.executable, "-m", module, *arguments]
+
+
+def write(path: Path, text: str) -> None:
+    """The file, whole or not at all."""
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(text)
+    os.replace(fresh, path)
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -5,10 +5,11 @@ python -m benches.registers build.log        # writes benches/results/registers.
 """
 
 import argparse
-import os
 import re
 import subprocess
 from pathlib import Path
+
+from benches import process
 
 OUT = Path(__file__).parent / "results" / "registers.md"
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(sm_\w+)'")
@@ -58,9 +59,7 @@ def main() -> None:
     spilling = sum(values[2] > 0 for of_kernel in kernels.values() for values in of_kernel.values())
     text = "# Registers\n\nAs `nvcc -Xptxas -v` reports them; dynamic shared memory comes on top (see the kernels).\n\n"
     text += f"{len(kernels)} kernels; builds of a kernel that spill: {spilling}.\n\n{table(kernels)}\n"
-    fresh = OUT.with_suffix(".tmp")
-    fresh.write_text(text)
-    os.replace(fresh, OUT)
+    process.write(OUT, text)
     print(f"{OUT}: {len(kernels)} kernels, {spilling} spilling")
 
 

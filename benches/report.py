@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benches import rows
+from benches import process, rows
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER / "README.md"
@@ -161,7 +161,7 @@ def write_readme(results: Results | None, path: Path = README) -> None:
     if BEGIN not in text or END not in text:
         raise SystemExit(f"{path} should hold the lines {BEGIN} and {END}")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n{markdown(results)}{END}{after}")
+    process.write(path, f"{before}{BEGIN}\n{markdown(results)}{END}{after}")
 
 
 def load(path: Path) -> Results | None:
@@ -187,7 +187,7 @@ def add(paths: Iterable[Path], folder: Path = SHOWN.parent) -> None:
         gpu = (new["machine"].get("GPUs") or ["unknown gpu"])[0].partition(",")[0]
         name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
         kept = folder / f"{name}.json"
-        kept.write_text(json.dumps(merged(load(kept), new), indent=1) + "\n")
+        process.write(kept, json.dumps(merged(load(kept), new), indent=1) + "\n")
 
 
 if __name__ == "__main__":
