@@ -22,6 +22,9 @@ struct Parameters {
     return jaccard ? std::max<int64_t>(half, 1) : half + 1;
   }
 
+  // Whether the original distance has a say in the final one.
+  bool weighs_distance() const { return !jaccard && lambda > 0; }
+
   // d / row maximum, in the variant's meaning. A row of zeros stays as it is.
   template <typename T>
   REIDOPS_HD T scaled(T d, T row_maximum) const {

@@ -1,12 +1,13 @@
 // batch_hard: each anchor's farthest sample of its label and nearest of another (Hermans 2017), with gradient.
 //
-// Selection runs over tiles of squared distances, 2 B^2 d FLOPs, memory O(B d); the two distances returned are computed
+// Selection runs over tiles of squared distances, each pair once: B^2 d FLOPs, memory O(B d); the two distances returned are computed
 // again from the differences. The anchor is a positive candidate at distance 0. Ties: the lowest index.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <unordered_map>
 
+#include "hardest.h"
 #include "tensor.h"
 #include "tiles.h"
 
@@ -29,30 +30,12 @@ int64_t first_other(const std::vector<int32_t>& labels, int64_t anchor) {
   return std::find_if(labels.begin(), labels.end(), [&](int32_t l) { return l != labels[anchor]; }) - labels.begin();
 }
 
-template <typename T>
-struct Hardest {
-  T positive = -std::numeric_limits<T>::infinity(), negative = std::numeric_limits<T>::infinity();
-  int64_t positive_index = -1, negative_index = -1;
-
-  // distances[j] belongs to sample first + j
-  void add(const T* distances, const int32_t* labels, int32_t label, int64_t first, int64_t count,
-           const Kernels<T>& kernel) {
-    T farthest = positive, nearest = negative;
-    kernel.labelled_extrema(distances, labels + first, label, count, &farthest, &nearest);
-    for (int64_t j = 0; farthest > positive && j < count; ++j) {
-      if (labels[first + j] == label && distances[j] == farthest) positive = farthest, positive_index = first + j;
-    }
-    for (int64_t j = 0; nearest < negative && j < count; ++j) {
-      if (labels[first + j] != label && distances[j] == nearest) negative = nearest, negative_index = first + j;
-    }
-  }
-};
-
-Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::string /*precision*/) {
+Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::string precision) {
   const Tensor features = dense(features_in, 2, "features");
   const int64_t batch = features.size(0), d = features.size(1);
   const Tensor labels = dense_int64(labels_in, batch, "labels");
   STD_TORCH_CHECK(batch >= 1 && d >= 1, "features should not be empty");
+  STD_TORCH_CHECK(batch < std::numeric_limits<int32_t>::max(), "too many samples");
   const std::vector<int32_t> compact = compact_labels(data<int64_t>(labels), batch);
   Tensor positive = new_tensor({batch}, features.scalar_type()), negative = new_tensor({batch}, features.scalar_type());
   Tensor positive_index = new_tensor({batch}, ScalarType::Long), negative_index = new_tensor({batch}, ScalarType::Long);
@@ -60,20 +43,18 @@ Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::strin
     using T = decltype(zero);
     const auto& kernel = kernels<T>();
     const T* x = data<T>(features);
-    std::vector<Hardest<T>> hardest(batch);
-    EuclideanTiles<T> tiles(x, batch, x, batch, d);
-    for_each_tile(tiles, 0, batch, 0, batch,
-                  [&](int64_t, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* tile, int64_t stride) {
-                    for (int64_t i = i0; i < i1; ++i)
-                      hardest[i].add(tile + (i - i0) * stride, compact.data(), compact[i], j0, j1 - j0, kernel);
-                  });
+    const Images<T> samples = one_set(x, batch, 1, d);
+    EuclideanTiles<T> tiles(samples, samples, engine<T>(parse_precision(precision)));
+    HardestTable<T> hardest(compact);
+    for_each_tile(tiles, 0, batch, 0, batch, true, [&](int64_t, const Tile<T>& tile) { hardest.add(tile); });
     T *p = mutable_data<T>(positive), *n = mutable_data<T>(negative);
     int64_t *pi = mutable_data<int64_t>(positive_index), *ni = mutable_data<int64_t>(negative_index);
     parallel_ranges(batch, 4 * d, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         // Distances that overflow, or are not numbers, leave no index: the first sample there is stands in.
-        pi[i] = hardest[i].positive_index < 0 ? i : hardest[i].positive_index;
-        ni[i] = hardest[i].negative_index < 0 ? first_other(compact, i) : hardest[i].negative_index;
+        const int32_t far = hardest.positive_index(i), near = hardest.negative_index(i);
+        pi[i] = far == hardest.kNone ? i : far;
+        ni[i] = near == hardest.kNone ? first_other(compact, i) : near;
         p[i] = std::sqrt(kernel.pair_squared_distance(x + i * d, x + pi[i] * d, d));
         n[i] = std::sqrt(kernel.pair_squared_distance(x + i * d, x + ni[i] * d, d));
       }

@@ -1,4 +1,4 @@
-// The coarse middle of two sets of features (core/centre.h).
+// The coarse middle of sets of features (core/centre.h).
 #pragma once
 
 #include <algorithm>
@@ -9,26 +9,33 @@
 
 namespace reidops {
 
-// x: (rows_x, depth), y: (rows_y, depth); up to about 2,048 rows of each are looked at.
+// Up to about 2,048 rows of every set are looked at.
 template <typename T>
-std::vector<T> coarse_mean(const T* x, int64_t rows_x, const T* y, int64_t rows_y, int64_t depth) {
-  std::vector<double> sums[2];
-  std::vector<T> peaks(depth, T(0)), centre(depth, T(0));
-  int64_t count = 0;
-  const T* sets[2] = {x, y};
-  const int64_t rows[2] = {rows_x, rows_y};
-  for (int s = 0; s < 2; ++s) {
-    sums[s].assign(depth, 0.0);
-    for (int64_t r = 0; r < rows[s]; r += sample_step(rows[s]), ++count) {
-      const T* row = sets[s] + r * depth;
-      for (int64_t k = 0; k < depth; ++k) {
-        sums[s][k] += static_cast<double>(row[k]);
-        peaks[k] = std::max(peaks[k], std::abs(row[k]));
+class CoarseMean {
+ public:
+  explicit CoarseMean(int64_t depth) : depth_(depth), sums_(depth, 0.0), peaks_(depth, T(0)) {}
+
+  // x: (rows, depth)
+  void add(const T* x, int64_t rows) {
+    for (int64_t r = 0; r < rows; r += sample_step(rows), ++count_) {
+      const T* row = x + r * depth_;
+      for (int64_t k = 0; k < depth_; ++k) {
+        sums_[k] += static_cast<double>(row[k]);
+        peaks_[k] = std::max(peaks_[k], std::abs(row[k]));
       }
     }
   }
-  for (int64_t k = 0; k < depth; ++k) centre[k] = coarse_middle(sums[0][k] + sums[1][k], count, peaks[k]);
-  return centre;
-}
+
+  std::vector<T> get() const {
+    std::vector<T> centre(depth_);
+    for (int64_t k = 0; k < depth_; ++k) centre[k] = coarse_middle(sums_[k], count_, peaks_[k]);
+    return centre;
+  }
+
+ private:
+  int64_t depth_, count_ = 0;
+  std::vector<double> sums_;
+  std::vector<T> peaks_;
+};
 
 }  // namespace reidops

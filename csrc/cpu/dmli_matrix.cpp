@@ -5,7 +5,7 @@
 namespace reidops {
 namespace {
 
-Tensor dmli_matrix(const Tensor& x_in, const Tensor& y_in, bool aligned, std::string /*precision*/) {
+Tensor dmli_matrix(const Tensor& x_in, const Tensor& y_in, bool aligned, std::string precision) {
   const Tensor x = dense(x_in, 3, "x"), y = dense(y_in, 3, "y");
   const int64_t rows = x.size(0), m = x.size(1), columns = y.size(0), n = y.size(1), d = x.size(2);
   STD_TORCH_CHECK(
@@ -15,12 +15,12 @@ Tensor dmli_matrix(const Tensor& x_in, const Tensor& y_in, bool aligned, std::st
   return with_floating_type(x, "x", [&](auto zero) {
     using T = decltype(zero);
     T* result = mutable_data<T>(out);
-    DmliTiles<T> tiles(data<T>(x), rows, m, data<T>(y), columns, n, d, aligned);
-    for_each_tile(tiles, 0, rows, 0, columns,
-                  [&](int64_t, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* tile, int64_t stride) {
-                    for (int64_t i = i0; i < i1; ++i)
-                      std::copy_n(tile + (i - i0) * stride, j1 - j0, result + i * columns + j0);
-                  });
+    DmliTiles<T> tiles(one_set(data<T>(x), rows, m, d), one_set(data<T>(y), columns, n, d), aligned,
+                       engine<T>(parse_precision(precision)));
+    for_each_tile(tiles, 0, rows, 0, columns, false, [&](int64_t, const Tile<T>& tile) {
+      for (int64_t i = tile.i0; i < tile.i1; ++i)
+        std::copy_n(tile.row(i), tile.j1 - tile.j0, result + i * columns + tile.j0);
+    });
     return out;
   });
 }

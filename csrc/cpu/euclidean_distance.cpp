@@ -4,6 +4,8 @@
 //   dx_i = sum_j W_ij (x_i - y_j) = (sum_j W_ij) x_i - (W y)_i,  dy_j likewise with W^T.
 // The product form costs 2 M N d FLOPs a side, but cancels for pairs nearer than their norms; those are left out of W and
 // added from their differences.
+//
+// Forward runs on the vector unit, so that the distance is the same to the last bit from either side.
 #include "centre.h"
 #include "products.h"
 #include "tensor.h"
@@ -22,15 +24,14 @@ Tensor euclidean_distance(const Tensor& x, const Tensor& y, bool squared) {
   return with_floating_type(left, "x", [&](auto zero) {
     using T = decltype(zero);
     T* result = mutable_data<T>(out);
-    EuclideanTiles<T> tiles(data<T>(left), m, data<T>(right), n, d);
-    for_each_tile(tiles, 0, m, 0, n,
-                  [&](int64_t, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const T* tile, int64_t stride) {
-                    for (int64_t i = i0; i < i1; ++i) {
-                      const T* row = tile + (i - i0) * stride;
-                      T* to = result + i * n + j0;
-                      for (int64_t j = 0; j < j1 - j0; ++j) to[j] = squared ? row[j] : std::sqrt(row[j]);
-                    }
-                  });
+    EuclideanTiles<T> tiles(one_set(data<T>(left), m, 1, d), one_set(data<T>(right), n, 1, d), vector_engine<T>());
+    for_each_tile(tiles, 0, m, 0, n, false, [&](int64_t, const Tile<T>& tile) {
+      for (int64_t i = tile.i0; i < tile.i1; ++i) {
+        const T* row = tile.row(i);
+        T* to = result + i * n + tile.j0;
+        for (int64_t j = 0; j < tile.j1 - tile.j0; ++j) to[j] = squared ? row[j] : std::sqrt(row[j]);
+      }
+    });
     return out;
   });
 }
@@ -108,7 +109,10 @@ std::tuple<Tensor, Tensor> euclidean_distance_backward(const Tensor& grad_in, co
   Tensor grad_x = new_tensor({m, d}, x.scalar_type()), grad_y = new_tensor({n, d}, x.scalar_type());
   return with_floating_type(x, "x", [&](auto zero) {
     using T = decltype(zero);
-    const auto centre = coarse_mean(data<T>(x), m, data<T>(y), n, d);
+    CoarseMean<T> mean(d);
+    mean.add(data<T>(x), m);
+    mean.add(data<T>(y), n);
+    const auto centre = mean.get();
     const Points<T> left(data<T>(x), m, d, centre), right(data<T>(y), n, d, centre);
     const T *g = data<T>(grad), *from = data<T>(distance);
     if (m == 0 || n == 0) {

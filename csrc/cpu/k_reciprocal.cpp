@@ -10,23 +10,12 @@
 namespace reidops {
 namespace {
 
-// Queries and gallery one after the other.
-Tensor joined(const Tensor& query, const Tensor& gallery) {
-  const int64_t m = query.size(0), n = gallery.size(0),
-                width = query.dim() == 3 ? query.size(1) * query.size(2) : query.size(1);
-  Tensor all = new_tensor({m + n, width}, query.scalar_type());
-  with_floating_type(query, "query", [&](auto zero) {
-    using T = decltype(zero);
-    std::copy_n(data<T>(query), m * width, mutable_data<T>(all));
-    std::copy_n(data<T>(gallery), n * width, mutable_data<T>(all) + m * width);
-    return 0;
-  });
-  return all;
-}
-
 struct Features {
-  std::optional<Tensor> points, stripes;  // (T, d) and (T, stripes * d), queries first
-  int64_t queries = 0, total = 0, depth = 0, stripe_count = 0, stripe_depth = 0;
+  struct Sets {
+    Tensor query, gallery;
+  };
+  std::optional<Sets> points, stripes;  // (., d) and (., stripes, d)
+  int64_t queries = 0, total = 0;
   ScalarType type = ScalarType::Float;
   Tensor like;
 
@@ -39,8 +28,7 @@ struct Features {
       const Tensor q = dense(*query, 2, "query"), g = dense(*gallery, 2, "gallery");
       STD_TORCH_CHECK(q.size(1) == g.size(1) && q.size(1) >= 1 && q.scalar_type() == g.scalar_type(),
                       "query and gallery should match");
-      points = joined(q, g);
-      depth = q.size(1);
+      points = Sets{q, g};
       queries = q.size(0);
       total = queries + g.size(0);
       like = q;
@@ -53,9 +41,7 @@ struct Features {
       STD_TORCH_CHECK(!query.has_value() || (q.size(0) == queries && q.size(0) + g.size(0) == total &&
                                              q.scalar_type() == like.scalar_type()),
                       "query_local should match query, gallery_local gallery");
-      stripes = joined(q, g);
-      stripe_count = q.size(1);
-      stripe_depth = q.size(2);
+      stripes = Sets{q, g};
       queries = q.size(0);
       total = queries + g.size(0);
       like = q;
@@ -65,31 +51,40 @@ struct Features {
   }
 
   template <typename T>
-  std::unique_ptr<TileSource<T>> source() const {
+  std::unique_ptr<TileSource<T>> source(Precision precision) const {
     std::unique_ptr<TileSource<T>> global, local;
     if (points.has_value()) {
-      const T* x = data<T>(*points);
-      global = std::make_unique<EuclideanTiles<T>>(x, total, x, total, depth);
+      const Images<T> all = images<T>(*points, 1);
+      global = std::make_unique<EuclideanTiles<T>>(all, all, engine<T>(precision));
     }
     if (stripes.has_value()) {
-      const T* x = data<T>(*stripes);
-      local = std::make_unique<DmliTiles<T>>(x, total, stripe_count, x, total, stripe_count, stripe_depth, true);
+      const Images<T> all = images<T>(*stripes, stripes->query.size(1));
+      local = std::make_unique<DmliTiles<T>>(all, all, true, engine<T>(precision));
     }
     if (global == nullptr) return local;
     if (local == nullptr) return global;
     return std::make_unique<SumTiles<T>>(std::move(global), std::move(local));
   }
+
+ private:
+  // Queries and gallery one after the other.
+  template <typename T>
+  Images<T> images(const Sets& sets, int64_t stripe_count) const {
+    return {data<T>(sets.query),   queries,
+            data<T>(sets.gallery), total,
+            stripe_count,          sets.query.size(sets.query.dim() - 1)};
+  }
 };
 
 Tensor k_reciprocal(std::optional<Tensor> query, std::optional<Tensor> gallery, std::optional<Tensor> query_local,
                     std::optional<Tensor> gallery_local, int64_t k1, int64_t k2, double lambda, std::string variant,
-                    std::string /*precision*/) {
+                    std::string precision) {
   const Features features(query, gallery, query_local, gallery_local);
   const Parameters parameters = parse(k1, k2, lambda, variant, features.total);
   Tensor out = new_tensor({features.queries, features.total - features.queries}, features.like.scalar_type());
   return with_floating_type(features.like, "query", [&](auto zero) {
     using T = decltype(zero);
-    const auto source = features.source<T>();
+    const auto source = features.source<T>(parse_precision(precision));
     ReRanking<T>(*source, features.queries, parameters).dense(mutable_data<T>(out));
     return out;
   });
@@ -98,7 +93,7 @@ Tensor k_reciprocal(std::optional<Tensor> query, std::optional<Tensor> gallery, 
 std::tuple<Tensor, Tensor> k_reciprocal_topk(std::optional<Tensor> query, std::optional<Tensor> gallery,
                                              std::optional<Tensor> query_local, std::optional<Tensor> gallery_local,
                                              int64_t k1, int64_t k2, double lambda, std::string variant, int64_t topk,
-                                             std::string /*precision*/) {
+                                             std::string precision) {
   const Features features(query, gallery, query_local, gallery_local);
   const Parameters parameters = parse(k1, k2, lambda, variant, features.total);
   STD_TORCH_CHECK(topk >= 1 && topk <= features.total - features.queries, "topk out of range");
@@ -106,7 +101,7 @@ std::tuple<Tensor, Tensor> k_reciprocal_topk(std::optional<Tensor> query, std::o
          index = new_tensor({features.queries, topk}, ScalarType::Long);
   return with_floating_type(features.like, "query", [&](auto zero) {
     using T = decltype(zero);
-    const auto source = features.source<T>();
+    const auto source = features.source<T>(parse_precision(precision));
     ReRanking<T>(*source, features.queries, parameters)
         .best(topk, mutable_data<T>(distance), mutable_data<int64_t>(index));
     return std::make_tuple(distance, index);

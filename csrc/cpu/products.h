@@ -3,38 +3,64 @@
 
 #include <algorithm>
 
-#include "pack.h"
+#include "engine.h"
 #include "parallel.h"
 #include "simd.h"
 
 namespace reidops {
 
+// Packs consecutive rows, `stride` elements apart, into left-hand panels.
+template <typename T>
+void pack_left_rows(const Engine<T>& engine, const T* x, int64_t rows, int64_t stride, int64_t depth, const T* centre,
+                    unsigned char* packed) {
+  const T* panel[kWidestPanel];
+  for (int64_t r = 0; r < rows; r += engine.rows, packed += engine.left_bytes(depth)) {
+    const int64_t count = std::min(engine.rows, rows - r);
+    for (int64_t w = 0; w < count; ++w) panel[w] = x + (r + w) * stride;
+    engine.pack_left(panel, count, depth, centre, packed);
+  }
+}
+
 // The right-hand side of a product, packed by all threads.
 template <typename T>
 class Right {
  public:
-  // Row r, step k of the depth: x[r * row_stride + k * depth_stride].
-  void pack(const T* x, int64_t rows, int64_t row_stride, int64_t depth, int64_t depth_stride) {
-    depth_ = depth;
-    panels_ = ceil_div(rows, kernel_.lanes);
-    T* packed = packed_.reserve(panels_ * kernel_.lanes * depth);
-    parallel_ranges(panels_, 4 * depth * kernel_.lanes, [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * kernel_.lanes;
-      pack_rows(x + first * row_stride, std::min(end * kernel_.lanes, rows) - first, row_stride, depth, depth_stride,
-                kernel_.lanes, static_cast<const T*>(nullptr), packed + first * depth);
+  // x: (rows, depth)
+  void pack_plain(const T* x, int64_t rows, int64_t depth) {
+    pack(rows, depth, [&](int64_t first, int64_t count, unsigned char* to) {
+      const T* panel[kWidestPanel];
+      for (int64_t w = 0; w < count; ++w) panel[w] = x + (first + w) * depth;
+      engine_.pack_right(panel, count, depth, nullptr, to);
     });
   }
-  void pack_plain(const T* x, int64_t rows, int64_t depth) { pack(x, rows, depth, depth, 1); }      // x: (rows, depth)
-  void pack_transposed(const T* x, int64_t rows, int64_t depth) { pack(x, rows, 1, depth, rows); }  // x: (depth, rows)
+  // x: (depth, rows)
+  void pack_transposed(const T* x, int64_t rows, int64_t depth) {
+    pack(rows, depth, [&](int64_t first, int64_t count, unsigned char* to) {
+      engine_.pack_right_transposed(x + first, rows, count, depth, to);
+    });
+  }
 
-  int64_t stride() const { return panels_ * kernel_.lanes; }
+  int64_t stride() const { return panels_ * lanes_; }
   int64_t depth() const { return depth_; }
-  const T* get() const { return packed_.get(); }
+  const unsigned char* get() const { return packed_.get(); }
   int64_t panels() const { return panels_; }
 
  private:
-  const Kernels<T>& kernel_ = kernels<T>();
-  Scratch<T> packed_;
+  template <typename PackPanel>
+  void pack(int64_t rows, int64_t depth, const PackPanel& pack_panel) {
+    depth_ = depth;
+    panels_ = ceil_div(rows, lanes_);
+    unsigned char* packed = packed_.reserve(panels_ * engine_.right_bytes(depth));
+    parallel_ranges(panels_, depth * lanes_, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        pack_panel(p * lanes_, std::min(lanes_, rows - p * lanes_), packed + p * engine_.right_bytes(depth));
+      }
+    });
+  }
+
+  const Engine<T>& engine_ = engine<T>(Precision::kHighest);
+  const int64_t lanes_ = kernels<T>().lanes;
+  Scratch<unsigned char> packed_;
   int64_t panels_ = 0, depth_ = 0;
 };
 
@@ -44,17 +70,17 @@ class BlockProduct {
  public:
   // (rows, depth) rows `stride` apart times right^T; the result has rows right.stride() apart.
   T* multiply(const T* left, int64_t rows, int64_t stride, const Right<T>& right, Scratch<T>& result) {
-    const int64_t panels = ceil_div(rows, kernel_.rows);
-    T* packed = packed_.reserve(panels * kernel_.rows * right.depth());
-    pack_rows(left, rows, stride, right.depth(), 1, kernel_.rows, static_cast<const T*>(nullptr), packed);
-    T* products = result.reserve(panels * kernel_.rows * right.stride());
-    kernel_.multiply(packed, panels, right.get(), right.panels(), right.depth(), products, right.stride());
+    const int64_t panels = ceil_div(rows, engine_.rows), depth = right.depth();
+    unsigned char* packed = packed_.reserve(panels * engine_.left_bytes(depth));
+    pack_left_rows(engine_, left, rows, stride, depth, static_cast<const T*>(nullptr), packed);
+    T* products = result.reserve(panels * engine_.rows * right.stride());
+    engine_.multiply(packed, panels, right.get(), right.panels(), depth, products, right.stride());
     return products;
   }
 
  private:
-  const Kernels<T>& kernel_ = kernels<T>();
-  Scratch<T> packed_;
+  const Engine<T>& engine_ = engine<T>(Precision::kHighest);
+  Scratch<unsigned char> packed_;
 };
 
 }  // namespace reidops

@@ -1,10 +1,8 @@
 // The vector kernels that every CPU operator is built on, and the choice among their builds.
 //
 // simd_kernels.h is compiled once per instruction set (simd_baseline.cpp, simd_avx2.cpp, simd_avx512.cpp); kernels<T>()
-// is the table of the best one that this processor runs. REIDOPS_SIMD=baseline|avx2|avx512 takes a lower one.
-//
-// Packed layout: the rows of a matrix are cut into panels of `width` rows, stored [panel][depth][width], the last panel
-// filled up with zeros. Left-hand panels are `rows` wide (one register tile), right-hand panels `lanes` (one vector).
+// is the table of the best one that this processor runs. The two highest levels add instructions for bfloat16 products
+// (engine.h) and share AVX-512's table. REIDOPS_SIMD=baseline|avx2|avx512|avx512_bf16|amx takes a lower level.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +13,7 @@
 
 namespace reidops {
 
-enum class SimdLevel { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class SimdLevel { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
 
 SimdLevel simd_level();
 std::string simd_level_name(SimdLevel level);
@@ -24,22 +22,10 @@ std::vector<std::string> available_simd_levels();
 template <typename T>
 struct Kernels {
   int64_t lanes;  // elements of a vector, the width of right-hand panels
-  int64_t rows;   // rows of a register tile, the width of left-hand panels
-
-  // products[(row panels * rows), (column panels * lanes)] = left @ right^T, rows `stride` elements apart.
-  // left: [row_panels][depth][rows], right: [column_panels][depth][lanes]. Each product is one chain of fused additions
-  // per block of kDepthBlock, the same wherever the pair stands: equal rows give equal products, and left/right may be
-  // swapped.
-  void (*multiply)(const T* left, int64_t row_panels, const T* right, int64_t column_panels, int64_t depth, T* products,
-                   int64_t stride);
-
-  // norms[width] = squared norms of one packed panel's rows, added up in the order of `multiply`: the norm of x is x .
-  // x.
-  void (*squared_norms)(const T* panel, int64_t depth, int64_t width, T* norms);
 
   // values[j] = max(0, norm + norms[j] - 2 values[j]); true if one of them lost too many digits to cancellation
-  // (or all of them: inf - inf).
-  bool (*squared_distances)(T* values, int64_t count, T norm, const T* norms);
+  // (or all of them: inf - inf), or is below `smallest` of the engine that made the products.
+  bool (*squared_distances)(T* values, int64_t count, T norm, const T* norms, T smallest);
 
   // sum of (x - y)^2 without cancellation.
   T (*pair_squared_distance)(const T* x, const T* y, int64_t depth);
@@ -55,13 +41,20 @@ struct Kernels {
   void (*labelled_extrema)(const T* values, const int32_t* labels, int32_t label, int64_t count, T* largest_same,
                            T* smallest_other);
 
+  // Sample `index` of the given label is values[j] away from anchor j of labels[j]: takes it for the anchor's positive or
+  // negative where it is farther or nearer than the one so far, or as far and of lower index.
+  void (*harden)(const T* values, const int32_t* labels, int32_t label, int32_t index, int64_t count, T* positive,
+                 int32_t* positive_index, T* negative, int32_t* negative_index);
+
+  // Whether a value is at most `limit`, or at most its own limits[j]; raises *largest to the largest value and each
+  // largest_each[j] to its own. limits (then largest_each is not looked at) and largest may be null.
+  bool (*scan)(const T* values, int64_t count, T limit, const T* limits, T* largest, T* largest_each);
+
   // values[j] = e^(values[j] - shift), for values <= shift; returns their sum.
   T (*exponentials)(T* values, int64_t count, T shift);
 
   T (*dot)(const T* x, const T* y, int64_t count);
 };
-
-constexpr int64_t kDepthBlock = 256;
 
 template <typename T>
 const Kernels<T>& kernels();

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "engine.h"
 #include "simd.h"
 
 #if defined(__clang__)
@@ -16,10 +17,10 @@
 
 #define REIDOPS_LEVEL avx2
 #define REIDOPS_VECTOR_BYTES 32
-#define REIDOPS_FUSED 1
 #define REIDOPS_TILE_ROWS 6
 #define REIDOPS_TILE_VECTORS 2
 #include "simd_kernels.h"
+#include "simd_products.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "engine.h"
 #include "simd.h"
 
 #if defined(__clang__)
@@ -17,10 +18,10 @@
 
 #define REIDOPS_LEVEL avx512
 #define REIDOPS_VECTOR_BYTES 64
-#define REIDOPS_FUSED 1
 #define REIDOPS_TILE_ROWS 8
 #define REIDOPS_TILE_VECTORS 3
 #include "simd_kernels.h"
+#include "simd_products.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

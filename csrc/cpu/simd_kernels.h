@@ -1,14 +1,9 @@
 // The vector kernels, included once per instruction set with
 //   REIDOPS_LEVEL         name of the namespace
 //   REIDOPS_VECTOR_BYTES  bytes of a register
-//   REIDOPS_FUSED         1 where a product and a sum round once together
-//   REIDOPS_TILE_ROWS, REIDOPS_TILE_VECTORS  register tile of `multiply`: rows x vectors accumulators
+//   REIDOPS_TILE_ROWS, REIDOPS_TILE_VECTORS  register tile of simd_products.h: rows x vectors accumulators
 // No function of the standard library is called here: an inline one compiled with these instructions could replace the
 // plain copy that the rest of the program uses on an older processor.
-//
-// multiply: 2 * rows * vectors * lanes FLOPs against rows + vectors loads per step of depth. With AVX-512, 8 x 3
-// accumulators take 24 of 32 registers and 24 FMAs hide 11 loads; the right-hand block of 3 x 256 x 16 floats (48 KB)
-// streams from L2.
 
 namespace reidops {
 namespace REIDOPS_LEVEL {
@@ -19,99 +14,14 @@ struct Simd {
   typedef T Vector __attribute__((vector_size(REIDOPS_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
 };
 
-constexpr int64_t kRows = REIDOPS_TILE_ROWS;
-
-template <typename T, int kVectors>
-inline __attribute__((always_inline)) void multiply_tile(const T* left, const T* right, int64_t panel_size,
-                                                         int64_t depth, bool add, T* products, int64_t stride) {
-  using Vector = typename Simd<T>::Vector;
-  constexpr int64_t kLanes = Simd<T>::kLanes;
-  Vector sums[kRows][kVectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vector columns[kVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v)
-      columns[v] = *reinterpret_cast<const Vector*>(right + v * panel_size + k * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const T row = left[k * kRows + r];
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sums[r][v] += row * columns[v];
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      Vector* out = reinterpret_cast<Vector*>(products + r * stride + v * kLanes);
-      *out = add ? *out + sums[r][v] : sums[r][v];
-    }
-  }
-}
-
 template <typename T>
-void multiply(const T* left, int64_t row_panels, const T* right, int64_t column_panels, int64_t depth, T* products,
-              int64_t stride) {
-  constexpr int64_t kLanes = Simd<T>::kLanes;
-  constexpr int kVectors = REIDOPS_TILE_VECTORS;
-  const int64_t left_panel = depth * kRows, right_panel = depth * kLanes;
-  for (int64_t k = 0; k < depth; k += kDepthBlock) {
-    const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
-    int64_t j = 0;
-    for (; j + kVectors <= column_panels; j += kVectors) {
-      for (int64_t i = 0; i < row_panels; ++i) {
-        multiply_tile<T, kVectors>(left + i * left_panel + k * kRows, right + j * right_panel + k * kLanes, right_panel,
-                                   block, k > 0, products + i * kRows * stride + j * kLanes, stride);
-      }
-    }
-    for (; j < column_panels; ++j) {
-      for (int64_t i = 0; i < row_panels; ++i) {
-        multiply_tile<T, 1>(left + i * left_panel + k * kRows, right + j * right_panel + k * kLanes, right_panel, block,
-                            k > 0, products + i * kRows * stride + j * kLanes, stride);
-      }
-    }
-  }
-}
-
-// sum + x x, rounded as often as `multiply` rounds: the compiler fuses there, and is told to here.
-inline __attribute__((always_inline)) float fused(float x, float sum) {
-  return REIDOPS_FUSED ? __builtin_fmaf(x, x, sum) : sum + x * x;
-}
-inline __attribute__((always_inline)) double fused(double x, double sum) {
-  return REIDOPS_FUSED ? __builtin_fma(x, x, sum) : sum + x * x;
-}
-
-template <typename T, int64_t kWidth>
-inline __attribute__((always_inline)) void squared_norms_of_width(const T* panel, int64_t depth, T* norms) {
-  for (int64_t w = 0; w < kWidth; ++w) norms[w] = T(0);
-  for (int64_t k = 0; k < depth; k += kDepthBlock) {
-    const int64_t end = depth - k < kDepthBlock ? depth : k + kDepthBlock;
-    T sums[kWidth] = {};
-    for (int64_t p = k; p < end; ++p) {
-#pragma GCC unroll 16
-      for (int64_t w = 0; w < kWidth; ++w) sums[w] = fused(panel[p * kWidth + w], sums[w]);
-    }
-    for (int64_t w = 0; w < kWidth; ++w) norms[w] += sums[w];
-  }
-}
-
-template <typename T>
-void squared_norms(const T* panel, int64_t depth, int64_t width, T* norms) {
-  if (width == kRows) {
-    squared_norms_of_width<T, kRows>(panel, depth, norms);
-  } else {
-    squared_norms_of_width<T, Simd<T>::kLanes>(panel, depth, norms);
-  }
-}
-
-template <typename T>
-bool squared_distances(T* values, int64_t count, T norm, const T* norms) {
+bool squared_distances(T* values, int64_t count, T norm, const T* norms, T smallest) {
   int cancelled = 0;
   for (int64_t j = 0; j < count; ++j) {
     const T sum = norm + norms[j];
     T d = sum - T(2) * values[j];
     d = d < T(0) ? T(0) : d;
-    cancelled |= !(d >= kCancellation<T> * sum);
+    cancelled |= !(d >= kCancellation<T> * sum + smallest);
     values[j] = d;
   }
   return cancelled != 0;
@@ -226,21 +136,84 @@ void labelled_extrema(const T* values, const int32_t* labels, int32_t label, int
   constexpr int64_t kLanes = Simd<T>::kLanes;
   T low[kLanes], high[kLanes];
   for (int64_t l = 0; l < kLanes; ++l) low[l] = *smallest_other, high[l] = *largest_same;
-  for (int64_t j = 0; j < count; j += kLanes) {
-    const int64_t width = count - j < kLanes ? count - j : kLanes;
-    for (int64_t l = 0; l < width; ++l) {
-      const T v = values[j + l];
-      const bool same = labels[j + l] == label;
-      const T as_same = same ? v : high[l];
-      const T as_other = same ? low[l] : v;
-      high[l] = as_same > high[l] ? as_same : high[l];
-      low[l] = as_other < low[l] ? as_other : low[l];
-    }
+  const auto take = [&](int64_t j, int64_t l) __attribute__((always_inline)) {
+    const T v = values[j];
+    const bool same = labels[j] == label;
+    const T as_same = same ? v : high[l];
+    const T as_other = same ? low[l] : v;
+    high[l] = as_same > high[l] ? as_same : high[l];
+    low[l] = as_other < low[l] ? as_other : low[l];
+  };
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) take(j + l, l);
   }
+  for (; j < count; ++j) take(j, 0);
   for (int64_t l = 0; l < kLanes; ++l) {
     *smallest_other = low[l] < *smallest_other ? low[l] : *smallest_other;
     *largest_same = high[l] > *largest_same ? high[l] : *largest_same;
   }
+}
+
+template <typename T>
+void harden(const T* values, const int32_t* labels, int32_t label, int32_t index, int64_t count,
+            T* __restrict__ positive, int32_t* __restrict__ positive_index, T* __restrict__ negative,
+            int32_t* __restrict__ negative_index) {
+  for (int64_t j = 0; j < count; ++j) {
+    const T v = values[j];
+    const bool same = labels[j] == label;
+    const bool farther = same & ((v > positive[j]) | ((v == positive[j]) & (index < positive_index[j])));
+    const bool nearer = (!same) & ((v < negative[j]) | ((v == negative[j]) & (index < negative_index[j])));
+    positive[j] = farther ? v : positive[j];
+    positive_index[j] = farther ? index : positive_index[j];
+    negative[j] = nearer ? v : negative[j];
+    negative_index[j] = nearer ? index : negative_index[j];
+  }
+}
+
+template <typename T, bool kEach, bool kLargest>
+inline __attribute__((always_inline)) bool scan_as(const T* values, int64_t count, T limit, const T* limits, T* largest,
+                                                   T* largest_each) {
+  using Vector = typename Simd<T>::Vector;
+  constexpr int64_t kLanes = Simd<T>::kLanes;
+  const Vector zeros = {}, row_limit = zeros + limit;
+  Vector high = zeros + *largest;
+  auto hits = zeros < zeros;
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    const Vector v = *reinterpret_cast<const Vector*>(values + j);
+    hits |= v <= row_limit;
+    if (kEach) hits |= v <= *reinterpret_cast<const Vector*>(limits + j);
+    if (kLargest) high = v > high ? v : high;
+    if (kLargest && kEach) {
+      Vector* each = reinterpret_cast<Vector*>(largest_each + j);
+      *each = v > *each ? v : *each;
+    }
+  }
+  bool hit = false;
+  for (int64_t l = 0; l < kLanes; ++l) hit |= hits[l] != 0;
+  if (kLargest) {
+    for (int64_t l = 0; l < kLanes; ++l) *largest = high[l] > *largest ? high[l] : *largest;
+  }
+  for (; j < count; ++j) {
+    const T v = values[j];
+    hit |= v <= limit;
+    if (kEach) hit |= v <= limits[j];
+    if (kLargest) *largest = v > *largest ? v : *largest;
+    if (kLargest && kEach) largest_each[j] = v > largest_each[j] ? v : largest_each[j];
+  }
+  return hit;
+}
+
+template <typename T>
+bool scan(const T* values, int64_t count, T limit, const T* limits, T* largest, T* largest_each) {
+  T unused = T(0);
+  if (largest == nullptr) {
+    return limits == nullptr ? scan_as<T, false, false>(values, count, limit, limits, &unused, largest_each)
+                             : scan_as<T, true, false>(values, count, limit, limits, &unused, largest_each);
+  }
+  return limits == nullptr ? scan_as<T, false, true>(values, count, limit, limits, largest, largest_each)
+                           : scan_as<T, true, true>(values, count, limit, limits, largest, largest_each);
 }
 
 template <typename T>
@@ -264,14 +237,13 @@ T exponentials(T* values, int64_t count, T shift) {
 template <typename T>
 const Kernels<T>* table() {
   static constexpr Kernels<T> kTable = {Simd<T>::kLanes,
-                                        kRows,
-                                        multiply<T>,
-                                        squared_norms<T>,
                                         squared_distances<T>,
                                         pair_squared_distance<T>,
                                         stripe_path<T>,
                                         extrema<T>,
                                         labelled_extrema<T>,
+                                        harden<T>,
+                                        scan<T>,
                                         exponentials<T>,
                                         dot<T>};
   return &kTable;

@@ -3,9 +3,11 @@
 
 #include <initializer_list>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "../core/tensor.h"
+#include "engine.h"
 
 namespace reidops {
 
@@ -25,6 +27,12 @@ inline Tensor dense_int64(const Tensor& t, int64_t length, const char* name) {
   Tensor d = dense(t, 1, name);
   STD_TORCH_CHECK(d.size(0) == length, name, " should have ", length, " elements, got ", d.size(0));
   return d;
+}
+
+inline Precision parse_precision(const std::string& word) {
+  STD_TORCH_CHECK(word == "highest" || word == "high" || word == "medium",
+                  "precision should be highest, high or medium, got ", word);
+  return word == "highest" ? Precision::kHighest : word == "high" ? Precision::kHigh : Precision::kMedium;
 }
 
 }  // namespace reidops

@@ -15,7 +15,7 @@ from tests.reidops.inputs import clustered, integers, random
 from tests.reidops.simd_results import results
 from tests.tolerances import RELATIVE
 
-LEVELS = ("baseline", "avx2", "avx512")
+LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 IMAGES = clustered(600, 48, clusters=80)
 STRIPES = clustered(150, 8, 20, clusters=30)
 LABELS = integers(600, high=40)

@@ -1,0 +1,160 @@
+// The vector unit's engine (engine.h), included once per instruction set after simd_kernels.h.
+//
+// Packed layout: [panel][depth][width].
+//
+// multiply_tile: 2 * rows * vectors * lanes FLOPs against rows + vectors loads per step of depth. With AVX-512, 8 x 3
+// accumulators take 24 of 32 registers and 24 FMAs hide 11 loads; the right-hand block of 3 x 256 x 16 floats (48 KB)
+// streams from L2. With 128 rows a right-hand element serves 256 FLOPs, so that memory stands far behind.
+
+#include <utility>
+
+namespace reidops {
+namespace REIDOPS_LEVEL {
+
+constexpr int64_t kRows = REIDOPS_TILE_ROWS;
+constexpr int64_t kDepthBlock = 256;
+
+template <typename T, int kVectors>
+inline __attribute__((always_inline)) void multiply_tile(const T* left, const T* right, int64_t panel_size,
+                                                         int64_t depth, bool add, T* products, int64_t stride) {
+  using Vector = typename Simd<T>::Vector;
+  constexpr int64_t kLanes = Simd<T>::kLanes;
+  Vector sums[kRows][kVectors] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vector columns[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v)
+      columns[v] = *reinterpret_cast<const Vector*>(right + v * panel_size + k * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const T row = left[k * kRows + r];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += row * columns[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      Vector* out = reinterpret_cast<Vector*>(products + r * stride + v * kLanes);
+      *out = add ? *out + sums[r][v] : sums[r][v];
+    }
+  }
+}
+
+template <typename T>
+void multiply(const unsigned char* left_bytes, int64_t row_panels, const unsigned char* right_bytes,
+              int64_t column_panels, int64_t depth, T* products, int64_t stride) {
+  constexpr int64_t kLanes = Simd<T>::kLanes;
+  constexpr int kVectors = REIDOPS_TILE_VECTORS;
+  const T *left = reinterpret_cast<const T*>(left_bytes), *right = reinterpret_cast<const T*>(right_bytes);
+  const int64_t left_panel = depth * kRows, right_panel = depth * kLanes;
+  for (int64_t k = 0; k < depth; k += kDepthBlock) {
+    const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
+    int64_t j = 0;
+    for (; j + kVectors <= column_panels; j += kVectors) {
+      for (int64_t i = 0; i < row_panels; ++i) {
+        multiply_tile<T, kVectors>(left + i * left_panel + k * kRows, right + j * right_panel + k * kLanes, right_panel,
+                                   block, k > 0, products + i * kRows * stride + j * kLanes, stride);
+      }
+    }
+    for (; j < column_panels; ++j) {
+      for (int64_t i = 0; i < row_panels; ++i) {
+        multiply_tile<T, 1>(left + i * left_panel + k * kRows, right + j * right_panel + k * kLanes, right_panel, block,
+                            k > 0, products + i * kRows * stride + j * kLanes, stride);
+      }
+    }
+  }
+}
+
+// Packing turns blocks of kLanes rows by as many steps of depth, which costs log2(lanes) shuffles a vector.
+template <int kWidth, int kApart, typename Vector, int... kLane>
+inline __attribute__((always_inline)) void exchange(Vector& a, Vector& b, std::integer_sequence<int, kLane...>) {
+  const Vector low = __builtin_shufflevector(a, b, ((kLane & kApart) ? kWidth + kLane - kApart : kLane)...);
+  const Vector high = __builtin_shufflevector(a, b, ((kLane & kApart) ? kWidth + kLane : kLane + kApart)...);
+  a = low;
+  b = high;
+}
+
+template <int kApart, int kWidth, typename Vector>
+inline __attribute__((always_inline)) void transpose_steps(Vector* block) {
+  if constexpr (kApart < kWidth) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) {
+      if ((i & kApart) == 0) {
+        exchange<kWidth, kApart>(block[i], block[i + kApart], std::make_integer_sequence<int, kWidth>());
+      }
+    }
+    transpose_steps<2 * kApart, kWidth>(block);
+  }
+}
+
+// block: kLanes vectors, turned as a square matrix.
+template <typename T>
+inline __attribute__((always_inline)) void transpose(typename Simd<T>::Vector* block) {
+  transpose_steps<1, static_cast<int>(Simd<T>::kLanes)>(block);
+}
+
+template <typename T, int64_t kWidth>
+void pack(const T* const* rows, int64_t count, int64_t depth, const T* centre, unsigned char* panel) {
+  using Vector = typename Simd<T>::Vector;
+  constexpr int64_t kLanes = Simd<T>::kLanes;
+  T* packed = reinterpret_cast<T*>(panel);
+  for (int64_t first = 0; first < kWidth; first += kLanes) {
+    const int64_t left = kWidth - first < kLanes ? kWidth - first : kLanes;
+    int64_t k = 0;
+    for (; k + kLanes <= depth; k += kLanes) {
+      const Vector middle = centre ? *reinterpret_cast<const Vector*>(centre + k) : Vector{};
+      Vector block[kLanes] = {};
+#pragma GCC unroll 16
+      for (int64_t w = 0; w < kLanes; ++w) {
+        if (w < left && first + w < count) block[w] = *reinterpret_cast<const Vector*>(rows[first + w] + k) - middle;
+      }
+      transpose<T>(block);
+#pragma GCC unroll 16
+      for (int64_t s = 0; s < kLanes; ++s) {
+        T* to = packed + (k + s) * kWidth + first;
+        if (left == kLanes) {
+          *reinterpret_cast<Vector*>(to) = block[s];
+        } else {
+          __builtin_memcpy(to, &block[s], (kWidth % kLanes) * sizeof(T));
+        }
+      }
+    }
+    for (; k < depth; ++k) {
+      for (int64_t w = first; w < first + left; ++w) {
+        packed[k * kWidth + w] = w < count ? rows[w][k] - (centre ? centre[k] : T(0)) : T(0);
+      }
+    }
+  }
+}
+
+template <typename T>
+void pack_transposed(const T* x, int64_t stride, int64_t count, int64_t depth, unsigned char* panel) {
+  constexpr int64_t kLanes = Simd<T>::kLanes;
+  T* packed = reinterpret_cast<T*>(panel);
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t l = 0; l < kLanes; ++l) packed[k * kLanes + l] = l < count ? x[k * stride + l] : T(0);
+  }
+}
+
+template <typename T>
+const Engine<T>* engine_table() {
+  static constexpr Engine<T> kEngine = {kRows,
+                                        1,
+                                        kRows * static_cast<int64_t>(sizeof(T)),
+                                        Simd<T>::kLanes * static_cast<int64_t>(sizeof(T)),
+                                        128,
+                                        T(0),
+                                        pack<T, kRows>,
+                                        pack<T, Simd<T>::kLanes>,
+                                        pack_transposed<T>,
+                                        multiply<T>};
+  return &kEngine;
+}
+
+const Engine<float>* float_engine() { return engine_table<float>(); }
+const Engine<double>* double_engine() { return engine_table<double>(); }
+
+}  // namespace REIDOPS_LEVEL
+}  // namespace reidops
