@@ -66,7 +66,7 @@ class NearestTable {
     bool operator<(const Entry& o) const { return ranks_before(distance, index, o.distance, o.index); }
   };
   static constexpr int64_t kLockRows = 256;
-  static constexpr int64_t kScan = 128;  // columns looked at together
+  static constexpr int64_t kScan = 128, kLook = 16;  // columns looked at together, and where one of them is near
 
   static int64_t group_end(int64_t row, int64_t end) { return std::min(end, (row / kLockRows + 1) * kLockRows); }
   Entry* entries(int64_t row) { return entries_.get() + row * capacity_; }
@@ -79,10 +79,16 @@ class NearestTable {
         const int64_t width = std::min(kScan, j1 - j);
         const bool near = kernel_.scan(row + j, width, limits_[i], mirrored ? limits_.data() + j : nullptr,
                                        largest ? largest + i : nullptr, largest && mirrored ? largest + j : nullptr);
-        if (!near) continue;
-        for (int64_t c = j; c < j + width; ++c) {
-          if (row[c] <= limits_[i]) push(i, row[c], c - shift);
-          if (mirrored && row[c] <= limits_[c]) push(c, row[c], i - shift);
+        for (int64_t c0 = j; near && c0 < j + width; c0 += kLook) {
+          const int64_t c1 = std::min(j + width, c0 + kLook);
+          if (!kernel_.scan(row + c0, c1 - c0, limits_[i], mirrored ? limits_.data() + c0 : nullptr, nullptr,
+                            nullptr)) {
+            continue;
+          }
+          for (int64_t c = c0; c < c1; ++c) {
+            if (row[c] <= limits_[i]) push(i, row[c], c - shift);
+            if (mirrored && row[c] <= limits_[c]) push(c, row[c], i - shift);
+          }
         }
       }
     }

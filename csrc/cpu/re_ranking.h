@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <mutex>
 #include <numeric>
@@ -111,6 +112,7 @@ class ReRanking {
  private:
   int64_t gallery() const { return total_ - queries_; }
 
+  static constexpr int64_t kAskedAtOnce = 32;
   static constexpr int64_t kMoreListed = 16;  // beyond topk, so that the last of the best is mostly certain
 
   // Stage 1. Keeps the queries' distances to the gallery in query_gallery when it is given, their nearest gallery images
@@ -314,24 +316,40 @@ class ReRanking {
         candidates.push_back({p_.final_distance(w.shared[near[r]], near_distance[r], row_maximum), near[r]});
         w.shared[near[r]] = T(-1);  // seen
       }
-      T enough = std::numeric_limits<T>::infinity();
-      if (found >= topk) {
-        std::nth_element(candidates.begin(), candidates.begin() + (topk - 1), candidates.end());
-        enough = candidates[topk - 1].distance;
-      }
-      w.asked.clear();
+      // Those that are not listed but share something, the most first: until what is left cannot be near enough.
+      dbg_touched += w.touched.size();
+      w.heap.clear();
       for (int32_t j : w.touched) {
-        if (w.shared[j] >= T(0) && !(p_.final_distance(w.shared[j], beyond, row_maximum) > enough)) {
-          w.asked.push_back(static_cast<int32_t>(j + queries_));
-        }
+        if (w.shared[j] >= T(0)) w.heap.push_back({-w.shared[j], j});
       }
-      if (!w.asked.empty()) {
-        w.asked_distance.resize(w.asked.size());
-        source_.begin_rows(worker, i, i + 1);
-        source_.gather(worker, w.asked.data(), static_cast<int64_t>(w.asked.size()), w.asked_distance.data());
+      std::make_heap(w.heap.begin(), w.heap.end(), std::greater<>());
+      bool begun = false;
+      while (!w.heap.empty()) {
+        T enough = std::numeric_limits<T>::infinity();
+        if (static_cast<int64_t>(candidates.size()) >= topk) {
+          std::nth_element(candidates.begin(), candidates.begin() + (topk - 1), candidates.end());
+          enough = candidates[topk - 1].distance;
+        }
+        w.asked.clear();
+        while (!w.heap.empty() && static_cast<int64_t>(w.asked.size()) < kAskedAtOnce) {
+          const Candidate most = w.heap.front();
+          if (p_.final_distance(-most.distance, beyond, row_maximum) > enough) {
+            w.heap.clear();
+            break;
+          }
+          w.asked.push_back(static_cast<int32_t>(most.index + queries_));
+          std::pop_heap(w.heap.begin(), w.heap.end(), std::greater<>());
+          w.heap.pop_back();
+        }
+        if (w.asked.empty()) break;
+        if (!begun) source_.begin_rows(worker, i, i + 1);
+        begun = true;
+        T asked_distance[kAskedAtOnce];
+        source_.gather(worker, w.asked.data(), static_cast<int64_t>(w.asked.size()), asked_distance);
+        dbg_asked += w.asked.size();
         for (size_t a = 0; a < w.asked.size(); ++a) {
           const int64_t j = w.asked[a] - queries_;
-          candidates.push_back({p_.final_distance(w.shared[j], w.asked_distance[a], row_maximum), j});
+          candidates.push_back({p_.final_distance(w.shared[j], asked_distance[a], row_maximum), j});
         }
       }
       for (int64_t r = 0; r < found; ++r) w.shared[near[r]] = T(0);
@@ -349,6 +367,8 @@ class ReRanking {
       const std::lock_guard<std::mutex> locked(open_lock);
       open.push_back(i);
     });
+    if (getenv("DBG"))
+      fprintf(stderr, "open %zu asked %ld touched %ld\n", open.size(), (long)dbg_asked, (long)dbg_touched);
     std::sort(open.begin(), open.end());
     return open;
   }
@@ -389,14 +409,17 @@ class ReRanking {
     }
   }
 
+  std::atomic<long> dbg_asked{0}, dbg_touched{0};
   struct Candidate {
     T distance;
     int64_t index;
     bool operator<(const Candidate& o) const { return ranks_before(distance, index, o.distance, o.index); }
+    bool operator>(const Candidate& o) const { return o < *this; }
   };
   struct Worker {
-    std::vector<T> shared, asked_distance;
+    std::vector<T> shared;
     std::vector<int32_t> touched, asked;
+    std::vector<Candidate> heap;
   };
 
   TileSource<T>& source_;

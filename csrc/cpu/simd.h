@@ -31,8 +31,8 @@ struct Kernels {
   T (*pair_squared_distance)(const T* x, const T* y, int64_t depth);
 
   // out[lanes] = path (or diagonal) cost of `lanes` images at once.
-  // squared: (m) rows `stride` apart, each [n][lanes] squared stripe distances; total, cost: scratch of n * lanes.
-  void (*stripe_path)(const T* squared, int64_t stride, int64_t m, int64_t n, bool aligned, T* cost, T* total, T* out);
+  // squared: (m) rows `stride` apart, each [n][lanes] squared stripe distances; total: scratch of n * lanes.
+  void (*stripe_path)(const T* squared, int64_t stride, int64_t m, int64_t n, bool aligned, T* total, T* out);
 
   // the largest and smallest of count >= 0 values, starting from the given ones
   void (*extrema)(const T* values, int64_t count, T* smallest, T* largest);

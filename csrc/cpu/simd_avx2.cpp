@@ -13,10 +13,13 @@
 #else
 #pragma GCC target("avx2,fma")
 #endif
+#include <immintrin.h>
+
 #include "../core/stripe.h"
 
 #define REIDOPS_LEVEL avx2
 #define REIDOPS_VECTOR_BYTES 32
+#define REIDOPS_INVERSE_ROOT(x) _mm256_rsqrt_ps(x)
 #define REIDOPS_TILE_ROWS 6
 #define REIDOPS_TILE_VECTORS 2
 #include "simd_kernels.h"

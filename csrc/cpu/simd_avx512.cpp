@@ -14,10 +14,16 @@
 #else
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
+#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // said of intrinsics that leave a register undefined
+#endif
+
 #include "../core/stripe.h"
 
 #define REIDOPS_LEVEL avx512
 #define REIDOPS_VECTOR_BYTES 64
+#define REIDOPS_INVERSE_ROOT(x) _mm512_rsqrt14_ps(x)
 #define REIDOPS_TILE_ROWS 8
 #define REIDOPS_TILE_VECTORS 3
 #include "simd_kernels.h"

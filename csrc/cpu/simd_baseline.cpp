@@ -1,5 +1,8 @@
 // Vector kernels for every processor: SSE2 on x86-64, NEON on arm64.
 #include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 #include "../core/stripe.h"
 
 #include "engine.h"
@@ -11,6 +14,7 @@
 #define REIDOPS_TILE_ROWS 8
 #define REIDOPS_TILE_VECTORS 3
 #else
+#define REIDOPS_INVERSE_ROOT(x) _mm_rsqrt_ps(x)
 #define REIDOPS_TILE_ROWS 6
 #define REIDOPS_TILE_VECTORS 2
 #endif

@@ -1,6 +1,7 @@
 // The vector kernels, included once per instruction set with
 //   REIDOPS_LEVEL         name of the namespace
 //   REIDOPS_VECTOR_BYTES  bytes of a register
+//   REIDOPS_INVERSE_ROOT  an estimate of 1 / sqrt of each float of a register, where there is an instruction for it
 //   REIDOPS_TILE_ROWS, REIDOPS_TILE_VECTORS  register tile of simd_products.h: rows x vectors accumulators
 // No function of the standard library is called here: an inline one compiled with these instructions could replace the
 // plain copy that the rest of the program uses on an older processor.
@@ -76,34 +77,62 @@ T dot(const T* x, const T* y, int64_t count) {
   return reduce<T>(count, Product<T>{x, y});
 }
 
-inline __attribute__((always_inline)) float root(float x) { return __builtin_sqrtf(x); }
-inline __attribute__((always_inline)) double root(double x) { return __builtin_sqrt(x); }
+// 1 / sqrt(x) to about two units in the last place, for normal x > 0: the instruction's 12 or 14 bits and one step of
+// Newton's, 5 operations where a square root and a division keep the divider busy for 40 cycles.
+inline __attribute__((always_inline)) typename Simd<float>::Vector inverse_root(typename Simd<float>::Vector x) {
+#if defined(REIDOPS_INVERSE_ROOT)
+  const typename Simd<float>::Vector y = REIDOPS_INVERSE_ROOT(x);
+  return y * (1.5f - 0.5f * x * y * y);
+#else
+  typename Simd<float>::Vector y;
+  for (int64_t l = 0; l < Simd<float>::kLanes; ++l) y[l] = 1.0f / __builtin_sqrtf(x[l]);
+  return y;
+#endif
+}
+
+// tanh(d / 2) of the squared distance: of d^2 / 4 = z, tanh(sqrt(z)) = sqrt(z) p(z) / q(z) = z p(z) / sqrt(z q(z)^2).
+// p and q are tanh_half's (core/stripe.h), times 256, so that z q^2 stays normal as long as z is.
+inline __attribute__((always_inline)) typename Simd<float>::Vector stripe_distance(
+    typename Simd<float>::Vector squared) {
+  using Vector = typename Simd<float>::Vector;
+  const Vector quarter = 0.25f * squared, zeros = {}, most = zeros + kTanhReach * kTanhReach;
+  const Vector z = quarter > most ? most : quarter;  // a NaN stays one
+  Vector p = zeros + 256 * kTanhNumerator[6], q = zeros + 256 * kTanhDenominator[3];
+#pragma GCC unroll 8
+  for (int c = 5; c >= 0; --c) p = p * z + 256 * kTanhNumerator[c];
+#pragma GCC unroll 4
+  for (int c = 2; c >= 0; --c) q = q * z + 256 * kTanhDenominator[c];
+  const Vector least = zeros + 1.2e-38f, square = z * q * q;
+  return z * p * inverse_root(square < least ? least : square);
+}
+
+inline __attribute__((always_inline)) typename Simd<double>::Vector stripe_distance(
+    typename Simd<double>::Vector squared) {
+  for (int64_t l = 0; l < Simd<double>::kLanes; ++l) squared[l] = tanh_half(__builtin_sqrt(squared[l]));
+  return squared;
+}
 
 template <typename T>
-void stripe_path(const T* squared, int64_t stride, int64_t m, int64_t n, bool aligned, T* __restrict__ cost,
-                 T* __restrict__ total, T* __restrict__ out) {
-  constexpr int64_t kLanes = Simd<T>::kLanes;
-  for (int64_t l = 0; l < kLanes; ++l) out[l] = T(0);
+void stripe_path(const T* squared, int64_t stride, int64_t m, int64_t n, bool aligned, T* __restrict__ total,
+                 T* __restrict__ out) {
+  using Vector = typename Simd<T>::Vector;
+  Vector left = {};
   for (int64_t i = 0; i < m; ++i) {
-    const T* row = squared + i * stride;
+    const Vector* row = reinterpret_cast<const Vector*>(squared + i * stride);
     if (!aligned) {
-      for (int64_t l = 0; l < kLanes; ++l) out[l] += tanh_half(root(row[i * kLanes + l]));
+      left += stripe_distance(row[i]);
       continue;
     }
-    for (int64_t p = 0; p < n * kLanes; ++p) cost[p] = tanh_half(root(row[p]));
-    for (int64_t l = 0; l < kLanes; ++l) total[l] = i == 0 ? cost[l] : total[l] + cost[l];
+    Vector* above = reinterpret_cast<Vector*>(total);
+    left = i == 0 ? stripe_distance(row[0]) : above[0] + stripe_distance(row[0]);
+    above[0] = left;
     for (int64_t j = 1; j < n; ++j) {
-      T* here = total + j * kLanes;
-      for (int64_t l = 0; l < kLanes; ++l) {
-        const T left = here[l - kLanes];
-        const T up = i == 0 ? left : here[l];
-        here[l] = cost[j * kLanes + l] + (up < left ? up : left);
-      }
+      const Vector up = i == 0 ? left : above[j];
+      left = stripe_distance(row[j]) + (up < left ? up : left);
+      above[j] = left;
     }
   }
-  if (aligned) {
-    for (int64_t l = 0; l < kLanes; ++l) out[l] = total[(n - 1) * kLanes + l];
-  }
+  *reinterpret_cast<Vector*>(out) = left;
 }
 
 // A reduction in blocks of independent lanes, so that it is vectorised without reassociating anything but min and max.

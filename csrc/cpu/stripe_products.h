@@ -46,7 +46,10 @@ template <typename T>
 class StripeProducts {
  public:
   StripeProducts(const Images<T>& x, const Images<T>& y, const Engine<T>& engine)
-      : engine_(engine), x_(x), y_(y), centre_(middle(x, y)), workers_(num_workers()) {}
+      : engine_(engine), x_(x), y_(y), centre_(middle(x, y)), workers_(num_workers()) {
+    norms_x_ = centred_norms(x_);
+    norms_y_ = symmetric() ? norms_x_ : centred_norms(y_);
+  }
 
   const Images<T>& x() const { return x_; }
   const Images<T>& y() const { return y_; }
@@ -87,7 +90,7 @@ class StripeProducts {
       const int64_t count = std::min(engine_.rows, w.rows - r);
       for (int64_t p = 0; p < count; ++p) {
         rows[p] = x_.row(begin + (r + p) / m(), (r + p) % m());
-        norms[r + p] = centred_norm(rows[p]);
+        norms[r + p] = norms_x_[begin * m() + r + p];
       }
       engine_.pack_left(rows, count, d(), centre_.data(), packed);
     }
@@ -95,13 +98,13 @@ class StripeProducts {
 
   // The worker's rows against images [begin, end): returns (rows, stride()) squared distances, columns ordered
   // [group of lanes][stripe][lane]; begin lies on a group of the chunk.
-  const T* squared(int64_t worker, int64_t begin, int64_t end) {
+  T* squared(int64_t worker, int64_t begin, int64_t end) {
     const int64_t first = (begin - chunk_begin_) / k_.lanes * n();  // panel of the packed chunk
     return squared_of(workers_[worker], columns_, first, end - begin, [&](int64_t p) { return begin + p; });
   }
 
   // The same against any images of the right, which need not be loaded; bit for bit what `squared` gives for them.
-  const T* squared_of_images(int64_t worker, const int32_t* images, int64_t count) {
+  T* squared_of_images(int64_t worker, const int32_t* images, int64_t count) {
     Worker& w = workers_[worker];
     const int64_t panels = ceil_div(count, k_.lanes) * n();
     w.gathered.reserve(panels, engine_.right_bytes(d()), k_.lanes);
@@ -144,7 +147,16 @@ class StripeProducts {
     return mean.get();
   }
 
-  T centred_norm(const T* row) const { return k_.pair_squared_distance(row, centre_.data(), d()); }
+  // Squared norms of all stripes around the centre.
+  std::vector<T> centred_norms(const Images<T>& set) const {
+    std::vector<T> norms(set.count * set.stripes);
+    parallel_ranges(set.count * set.stripes, 2 * d(), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        norms[r] = k_.pair_squared_distance(set.row(r / set.stripes, r % set.stripes), centre_.data(), d());
+      }
+    });
+    return norms;
+  }
 
   // The panel of one stripe of `count` images, image_at(lane) each.
   template <typename ImageAt>
@@ -153,28 +165,32 @@ class StripeProducts {
     T* norms = panels.norms.get() + panel * k_.lanes;
     for (int64_t lane = 0; lane < k_.lanes; ++lane) {
       if (lane < count) rows[lane] = y_.row(image_at(lane), panel % n());
-      norms[lane] = lane < count ? centred_norm(rows[lane]) : T(0);
+      norms[lane] = lane < count ? norms_y_[image_at(lane) * n() + panel % n()] : T(0);
     }
     engine_.pack_right(rows, count, d(), centre_.data(), panels.packed.get() + panel * engine_.right_bytes(d()));
   }
 
   template <typename ImageAt>
-  const T* squared_of(Worker& w, const Panels& panels, int64_t first, int64_t count, ImageAt image_at) {
+  T* squared_of(Worker& w, const Panels& panels, int64_t first, int64_t count, ImageAt image_at) {
     const int64_t row_panels = ceil_div(w.rows, engine_.rows), width = stride(count);
     const T* norms = panels.norms.get() + first * k_.lanes;
     T* tile = w.tile.reserve(row_panels * engine_.rows * width);
     engine_.multiply(w.packed.get(), row_panels, panels.packed.get() + first * engine_.right_bytes(d()),
                      width / k_.lanes, d(), tile, width);
+    constexpr int64_t kLook = 128;  // pairs looked at together
     for (int64_t r = 0; r < w.rows; ++r) {
       T* row = tile + r * width;
       const T norm = w.norms.get()[r];
-      if (!k_.squared_distances(row, width, norm, norms, engine_.smallest)) continue;
-      // Computes again, from the differences, what cancellation has spoilt.
-      const T* left = x_.row(w.begin + r / m(), r % m());
-      for (int64_t p = 0; p < width; ++p) {
-        if (row[p] >= kCancellation<T> * (norm + norms[p]) + engine_.smallest) continue;
-        const int64_t group = n() * k_.lanes, image = p / group * k_.lanes + p % k_.lanes;
-        if (image < count) row[p] = pair(left, y_.row(image_at(image), p % group / k_.lanes));
+      for (int64_t p0 = 0; p0 < width; p0 += kLook) {
+        const int64_t p1 = std::min(width, p0 + kLook);
+        if (!k_.squared_distances(row + p0, p1 - p0, norm, norms + p0, engine_.smallest)) continue;
+        // Computes again, from the differences, what cancellation has spoilt.
+        const T* left = x_.row(w.begin + r / m(), r % m());
+        for (int64_t p = p0; p < p1; ++p) {
+          if (row[p] >= kCancellation<T> * (norm + norms[p]) + engine_.smallest) continue;
+          const int64_t group = n() * k_.lanes, image = p / group * k_.lanes + p % k_.lanes;
+          if (image < count) row[p] = pair(left, y_.row(image_at(image), p % group / k_.lanes));
+        }
       }
     }
     return tile;
@@ -183,7 +199,7 @@ class StripeProducts {
   const Kernels<T>& k_ = kernels<T>();
   const Engine<T>& engine_;
   Images<T> x_, y_;
-  std::vector<T> centre_;
+  std::vector<T> centre_, norms_x_, norms_y_;
   int64_t chunk_begin_ = 0;
   Panels columns_;
   std::vector<Worker> workers_;

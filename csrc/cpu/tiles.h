@@ -20,6 +20,13 @@
 
 namespace reidops {
 
+// values[r * stride + c] belongs to row r and column c.
+template <typename T>
+struct Block {
+  T* values;
+  int64_t stride;
+};
+
 template <typename T>
 class TileSource {
  public:
@@ -34,9 +41,8 @@ class TileSource {
   virtual void load(int64_t begin, int64_t end) = 0;  // makes ready columns [begin, end), by all threads
   virtual void begin_rows(int64_t worker, int64_t begin,
                           int64_t end) = 0;  // makes ready rows [begin, end) for one thread
-  // out[(i - row begin) * stride + (j - begin)] = distance(i, j) for the worker's rows and columns [begin, end) of the
-  // chunk
-  virtual void fill(int64_t worker, int64_t begin, int64_t end, T* out, int64_t stride) = 0;
+  // Distances of the worker's rows to columns [begin, end) of the chunk, in memory of the worker's.
+  virtual Block<T> fill(int64_t worker, int64_t begin, int64_t end) = 0;
   // out[c] = distance(i, columns[c]) for the worker's one row i, to the last bit as `fill` gives it
   virtual void gather(int64_t worker, const int32_t* columns, int64_t count, T* out) = 0;
   virtual T pair(int64_t i, int64_t j) const = 0;  // one distance, computed by itself
@@ -83,31 +89,28 @@ inline std::vector<TileTask> tile_tasks(int64_t row_begin, int64_t row_end, int6
 template <typename T, typename Visit>
 void for_each_tile(TileSource<T>& source, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
                    bool once, const Visit& visit) {
-  int64_t block = source.tile_rows();
+  int64_t height = source.tile_rows();
   if (once) {
     const int64_t step = source.column_step(), steps = source.tile_columns() / step;
-    int64_t many = std::clamp<int64_t>(block / step, 1, steps);
+    int64_t many = std::clamp<int64_t>(height / step, 1, steps);
     while (steps % many != 0) --many;
-    block = many * step;
+    height = many * step;
   } else {  // few rows are spread over all threads, each at least a register tile high
     const int64_t share = ceil_div(ceil_div(row_end - row_begin, num_workers()), kWidestPanel) * kWidestPanel;
-    block = std::max<int64_t>(1, std::min(block, share));
+    height = std::max<int64_t>(1, std::min(height, share));
   }
-  std::vector<Scratch<T>> tiles(num_workers());
   for (int64_t chunk = column_begin; chunk < column_end; chunk += source.chunk_columns()) {
     const int64_t chunk_end = std::min(column_end, chunk + source.chunk_columns());
     source.load(chunk, chunk_end);
-    const auto tasks = tile_tasks(row_begin, row_end, block, chunk, chunk_end, source.tile_columns(), once);
-    const int64_t work = block * (chunk_end - chunk) * source.pair_work();
+    const auto tasks = tile_tasks(row_begin, row_end, height, chunk, chunk_end, source.tile_columns(), once);
+    const int64_t work = height * (chunk_end - chunk) * source.pair_work();
     parallel_tasks(static_cast<int64_t>(tasks.size()), work, [&](int64_t index, int64_t worker) {
       const TileTask task = tasks[index];
-      const int64_t stride = std::min(source.tile_columns(), task.j1 - task.j0);
-      T* values = tiles[worker].reserve((task.i1 - task.i0) * stride);
       source.begin_rows(worker, task.i0, task.i1);
       for (int64_t j0 = task.j0; j0 < task.j1; j0 += source.tile_columns()) {
         const int64_t j1 = std::min(task.j1, j0 + source.tile_columns());
-        source.fill(worker, j0, j1, values, stride);
-        visit(worker, Tile<T>{task.i0, task.i1, j0, j1, once ? task.i1 : column_end, values, stride});
+        const Block<T> block = source.fill(worker, j0, j1);
+        visit(worker, Tile<T>{task.i0, task.i1, j0, j1, once ? task.i1 : column_end, block.values, block.stride});
       }
     });
   }
@@ -130,18 +133,18 @@ class StripeTiles : public TileSource<T> {
     products_.begin_rows(worker, begin, end);
     row_counts_[worker] = end - begin;
   }
-  void fill(int64_t worker, int64_t begin, int64_t end, T* out, int64_t stride) override {
-    distances(worker, products_.squared(worker, begin, end), end - begin, out, stride);
+  Block<T> fill(int64_t worker, int64_t begin, int64_t end) override {
+    return distances(worker, products_.squared(worker, begin, end), end - begin);
   }
   void gather(int64_t worker, const int32_t* columns, int64_t count, T* out) override {
-    distances(worker, products_.squared_of_images(worker, columns, count), count, out, count);
+    std::copy_n(distances(worker, products_.squared_of_images(worker, columns, count), count).values, count, out);
   }
 
  protected:
   StripeTiles(const Images<T>& x, const Images<T>& y, const Engine<T>& engine)
       : products_(x, y, engine), row_counts_(num_workers()) {}
   // From squared distances of stripes, as StripeProducts gives them, to those of `count` images.
-  virtual void distances(int64_t worker, const T* squared, int64_t count, T* out, int64_t stride) = 0;
+  virtual Block<T> distances(int64_t worker, T* squared, int64_t count) = 0;
 
   StripeProducts<T> products_;
   std::vector<int64_t> row_counts_;  // of each worker's block
@@ -157,10 +160,7 @@ class EuclideanTiles : public StripeTiles<T> {
   }
 
  protected:
-  void distances(int64_t worker, const T* squared, int64_t count, T* out, int64_t stride) override {
-    const int64_t width = this->products_.stride(count);
-    for (int64_t i = 0; i < this->row_counts_[worker]; ++i) std::copy_n(squared + i * width, count, out + i * stride);
-  }
+  Block<T> distances(int64_t, T* squared, int64_t count) override { return {squared, this->products_.stride(count)}; }
 };
 
 // DMLI distances of images (AlignedReID++): shortest path over, or diagonal of, the tanh(d/2) of their stripes.
@@ -185,24 +185,25 @@ class DmliTiles : public StripeTiles<T> {
   }
 
  protected:
-  void distances(int64_t worker, const T* squared, int64_t count, T* out, int64_t stride) override {
+  Block<T> distances(int64_t worker, T* squared, int64_t count) override {
     const StripeProducts<T>& products = this->products_;
     const int64_t m = products.m(), n = products.n(), lanes = products.lanes(), width = products.stride(count);
+    const int64_t images = this->row_counts_[worker], stride = width / n;
     Worker& w = workers_[worker];
-    T* cost = w.cost.reserve(n * lanes);
     T* total = w.total.reserve(n * lanes);
-    T* path = w.path.reserve(lanes);
-    for (int64_t i = 0; i < this->row_counts_[worker]; ++i) {
-      for (int64_t j = 0; j < count; j += lanes) {
-        products.kernel().stripe_path(squared + i * m * width + j * n, width, m, n, aligned_, cost, total, path);
-        std::copy_n(path, std::min(lanes, count - j), out + i * stride + j);
+    T* out = w.tile.reserve(images * stride);
+    for (int64_t i = 0; i < images; ++i) {
+      for (int64_t j = 0; j < stride; j += lanes) {
+        products.kernel().stripe_path(squared + i * m * width + j * n, width, m, n, aligned_, total,
+                                      out + i * stride + j);
       }
     }
+    return {out, stride};
   }
 
  private:
   struct Worker {
-    Scratch<T> cost, total, path;
+    Scratch<T> total, tile;
   };
   bool aligned_;
   std::vector<Worker> workers_;
@@ -234,16 +235,15 @@ class SumTiles : public TileSource<T> {
     a_->begin_rows(worker, begin, end);
     b_->begin_rows(worker, begin, end);
   }
-  void fill(int64_t worker, int64_t begin, int64_t end, T* out, int64_t stride) override {
-    T* second = workers_[worker].tile.reserve(workers_[worker].rows * stride);
-    a_->fill(worker, begin, end, out, stride);
-    b_->fill(worker, begin, end, second, stride);
+  Block<T> fill(int64_t worker, int64_t begin, int64_t end) override {
+    const Block<T> sum = a_->fill(worker, begin, end), second = b_->fill(worker, begin, end);
     for (int64_t i = 0; i < workers_[worker].rows; ++i) {
-      for (int64_t j = 0; j < end - begin; ++j) out[i * stride + j] += second[i * stride + j];
+      for (int64_t j = 0; j < end - begin; ++j) sum.values[i * sum.stride + j] += second.values[i * second.stride + j];
     }
+    return sum;
   }
   void gather(int64_t worker, const int32_t* columns, int64_t count, T* out) override {
-    T* second = workers_[worker].tile.reserve(count);
+    T* second = workers_[worker].second.reserve(count);
     a_->gather(worker, columns, count, out);
     b_->gather(worker, columns, count, second);
     for (int64_t c = 0; c < count; ++c) out[c] += second[c];
@@ -254,7 +254,7 @@ class SumTiles : public TileSource<T> {
  private:
   struct Worker {
     int64_t rows = 0;
-    Scratch<T> tile;
+    Scratch<T> second;
   };
   std::unique_ptr<TileSource<T>> a_, b_;
   std::vector<Worker> workers_;
@@ -269,7 +269,7 @@ class MatrixTiles : public TileSource<T> {
  public:
   // query_gallery: (M, N), query_query: (M, M), gallery_gallery: (N, N)
   MatrixTiles(const T* query_gallery, const T* query_query, const T* gallery_gallery, int64_t queries, int64_t gallery)
-      : qg_(query_gallery), qq_(query_query), gg_(gallery_gallery), m_(queries), n_(gallery), blocks_(num_workers()) {}
+      : qg_(query_gallery), qq_(query_query), gg_(gallery_gallery), m_(queries), n_(gallery), workers_(num_workers()) {}
   int64_t rows() const override { return m_ + n_; }
   int64_t columns() const override { return m_ + n_; }
   int64_t tile_rows() const override { return kMatrixTileRows; }
@@ -277,14 +277,20 @@ class MatrixTiles : public TileSource<T> {
   int64_t chunk_columns() const override { return ceil_div(m_ + n_, kTileColumns) * kTileColumns; }
   int64_t pair_work() const override { return 8; }
   void load(int64_t, int64_t) override {}
-  void begin_rows(int64_t worker, int64_t begin, int64_t end) override { blocks_[worker] = {begin, end}; }
-  void fill(int64_t worker, int64_t begin, int64_t end, T* out, int64_t stride) override {
-    for (int64_t i = blocks_[worker].begin; i < blocks_[worker].end; ++i) {
-      for (int64_t j = begin; j < end; ++j) out[(i - blocks_[worker].begin) * stride + j - begin] = pair(i, j);
+  void begin_rows(int64_t worker, int64_t begin, int64_t end) override {
+    workers_[worker].begin = begin;
+    workers_[worker].end = end;
+  }
+  Block<T> fill(int64_t worker, int64_t begin, int64_t end) override {
+    Worker& w = workers_[worker];
+    T* out = w.tile.reserve((w.end - w.begin) * (end - begin));
+    for (int64_t i = w.begin; i < w.end; ++i) {
+      for (int64_t j = begin; j < end; ++j) out[(i - w.begin) * (end - begin) + j - begin] = pair(i, j);
     }
+    return {out, end - begin};
   }
   void gather(int64_t worker, const int32_t* columns, int64_t count, T* out) override {
-    for (int64_t c = 0; c < count; ++c) out[c] = pair(blocks_[worker].begin, columns[c]);
+    for (int64_t c = 0; c < count; ++c) out[c] = pair(workers_[worker].begin, columns[c]);
   }
   T pair(int64_t i, int64_t j) const override {
     if (i < m_) return j < m_ ? qq_[i * m_ + j] : qg_[i * n_ + j - m_];
@@ -292,12 +298,13 @@ class MatrixTiles : public TileSource<T> {
   }
 
  private:
-  struct Block {
+  struct Worker {
     int64_t begin = 0, end = 0;
+    Scratch<T> tile;
   };
   const T *qg_, *qq_, *gg_;
   int64_t m_, n_;
-  std::vector<Block> blocks_;
+  std::vector<Worker> workers_;
 };
 
 }  // namespace reidops
