@@ -1,7 +1,9 @@
 # make demo       sets everything up, trains on the embedded data set, prints the tables, leaves pictures in runs/demo
 # make test       sets everything up and runs the tests
 # make lint       checks the style of Python and C++ files
-# make bench      sets everything up and times the operators beside their peers on the processor
+# make bench      sets everything up and times the operators beside their peers on the processor, in a quarter of an hour;
+#                 fails where a ratio in benches/results got worse. BENCH="--only knn,dmli --quick" takes a part of it
+# make bench-growth  how time and memory grow with the number of images
 # make gpu-check  builds, tests, sanitizes and benchmarks on the GPU with the PYTHON that is there, no environment and no
 #                 network; in under eight minutes, into runs/gpu-check. CHECK="--only bench --rows knn" takes a part of it
 #
@@ -11,9 +13,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+BENCHES := dmli_matrix knn k_reciprocal rank_metrics batch_hard dmli channel_attention threads simd
+BENCH_ENVIRONMENT := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OPENBLAS_NUM_THREADS=2 OMP_NUM_THREADS=2
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test lint bench bench-growth gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/built
@@ -27,8 +31,11 @@ lint: $(VENV)/built
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
 
-bench: $(VENV)/built
-	$(RUN) -m pytest benches/bench_*.py -q --benchmark-min-rounds=3 --benchmark-columns=min,median,rounds --benchmark-sort=name
+bench: $(VENV)/built $(VENV)/peers
+	$(BENCH_ENVIRONMENT) $(RUN) -m pytest $(BENCHES:%=benches/bench_%.py) -q --tb=short --benchmark-quiet $(BENCH)
+
+bench-growth: $(VENV)/built
+	$(BENCH_ENVIRONMENT) $(RUN) -m benches.cpu.growth
 
 gpu-check:
 	$(PYTHON) -m benches.gpu_check $(CHECK)
@@ -47,6 +54,10 @@ $(VENV)/packages: $(VENV)/created pyproject.toml
 $(VENV)/built: $(VENV)/packages setup.py $(SOURCES)
 	$(RUN) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	$(RUN) -m reidops
+	@touch $@
+
+$(VENV)/peers: $(VENV)/packages
+	$(RUN) -m pip install --quiet pytorch-metric-learning faiss-cpu torchmetrics || echo "some peers cannot be installed: the table says which"
 	@touch $@
 
 clean:

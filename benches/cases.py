@@ -30,6 +30,7 @@ class Peer:
     note: str = ""
     on_host: bool = False
     capturable: bool = True  # by a CUDA graph
+    alone_gb: float = 0  # the memory it needs; then it runs once, in a process of its own
 
     def remark(self) -> str:
         """What a reader of its time has to know."""

@@ -10,13 +10,11 @@ is 1 if building, testing or sanitizing failed, whatever the figures are.
 """
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -44,7 +42,7 @@ class Check:
         self.ends: dict[str, float] = {}  # of each part
         self.results: dict[str, Any] = {
             "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "commit": commit(),
+            "commit": process.commit(),
             "device": args.device,
             "size": args.size,
             "machine": {},
@@ -89,20 +87,6 @@ class Check:
     def passed(self) -> bool:
         found = self.results["parts"]
         return all(found[part]["status"] == "passed" for part in DECISIVE if part in found)
-
-
-def commit() -> str | None:
-    """REIDOPS_COMMIT, for a copy of the files without their history, else what git says."""
-    if os.environ.get("REIDOPS_COMMIT"):
-        return os.environ["REIDOPS_COMMIT"]
-    with contextlib.suppress(OSError):
-        head, changes = (
-            subprocess.run(["git", *words], cwd=process.ROOT, capture_output=True, text=True)
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-        )
-        if head.returncode == 0:
-            return head.stdout.strip() + (" with changes" if changes.stdout.strip() else "")
-    return None
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -4,7 +4,11 @@ Each computes what our operator computes, but for what its docstring says. PyTor
 """
 
 import contextlib
+import functools
+import importlib
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +34,24 @@ def matrix_topk(query: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]
     return squared_distance(query, gallery).topk(k, dim=1, largest=False)
 
 
+def faiss_index(gallery: np.ndarray) -> Any:
+    """faiss's exact index of the gallery, filled, on as many threads as torch has."""
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(gallery.shape[1])
+    index.add(gallery)
+    return index
+
+
+def faiss_knn(query: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same without an index."""
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    return faiss.knn(query, gallery, k)
+
+
 def shortest_path(cost: Any, minimum: Callable) -> Any:
     """(m, n, ...) -> (...), one operation of the framework for each step of each cell."""
     m, n = cost.shape[:2]
@@ -48,7 +70,7 @@ def shortest_path(cost: Any, minimum: Callable) -> Any:
 def dmli_torch(x: Tensor, y: Tensor) -> Tensor:
     """DMLI of pairs, (B, m, d), (B, n, d) -> (B,), for training: a batched product, exp, and the path cell by cell."""
     lengths = x.square().sum(2, keepdim=True) + y.square().sum(2).unsqueeze(1)
-    distance = (lengths - 2 * torch.bmm(x, y.mT)).clamp(min=1e-12).sqrt()
+    distance = torch.baddbmm(lengths, x, y.mT, alpha=-2).clamp(min=1e-12).sqrt()
     growth = distance.exp()
     return shortest_path(((growth - 1) / (growth + 1)).permute(1, 2, 0), torch.minimum)
 
@@ -60,18 +82,24 @@ def dmli_matrix_torch(x: Tensor, y: Tensor, queries_at_once: int = 64) -> Tensor
 
 def _dmli_all_pairs(x: Tensor, y: Tensor) -> Tensor:
     distance = squared_distance(x.flatten(0, 1), y.flatten(0, 1)).clamp_(min=1e-12).sqrt_()
-    growth = distance.exp()
-    cost = ((growth - 1) / (growth + 1)).view(*x.shape[:2], *y.shape[:2])
+    growth = distance.exp_()
+    cost = (growth - 1).div_(growth.add_(1)).view(*x.shape[:2], *y.shape[:2])
     return shortest_path(cost.permute(1, 3, 0, 2), torch.minimum)
 
 
 def dmli_matrix_numpy(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The same in NumPy, on the processor."""
     rows, columns = x.reshape(-1, x.shape[2]), y.reshape(-1, y.shape[2])
-    squared = (rows**2).sum(1)[:, None] + (columns**2).sum(1) - 2 * rows @ columns.T
-    growth = np.exp(np.sqrt(np.maximum(squared, 0)))
-    cost = ((growth - 1) / (growth + 1)).reshape(*x.shape[:2], *y.shape[:2])
-    return shortest_path(cost.transpose(1, 3, 0, 2), np.minimum)
+    growth = rows @ columns.T
+    growth *= -2
+    growth += (rows**2).sum(1)[:, None]
+    growth += (columns**2).sum(1)
+    np.maximum(growth, 0, out=growth)
+    np.exp(np.sqrt(growth, out=growth), out=growth)
+    cost = growth - 1
+    growth += 1
+    cost /= growth
+    return shortest_path(cost.reshape(*x.shape[:2], *y.shape[:2]).transpose(1, 3, 0, 2), np.minimum)
 
 
 # ---------------------------------------------------------------------------------------------- re-ranking
@@ -103,14 +131,55 @@ def gnn_reranking(
     return 1 - nodes[: len(query)] @ nodes[len(query) :].T
 
 
-def k_reciprocal_numpy(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """k-reciprocal encoding by the published NumPy program's dense T x T matrices, features to result."""
-    from tests.reidops.published import k_reciprocal_float16
+def k_reciprocal_numpy(
+    query: np.ndarray, gallery: np.ndarray, k1: int = 20, k2: int = 6, lambda_value: float = 0.3
+) -> np.ndarray:
+    """k-reciprocal encoding as the published NumPy program has it: dense T x T matrices, float16 weights.
 
+    An image's weights are looked up only where they are not 0, by lists of the rows that have any in a column.
+    """
     images = np.concatenate([query, gallery])
+    total, num_query = len(images), len(query)
+    distance = images @ images.T
+    distance *= -2
     lengths = (images**2).sum(1)
-    distance = np.maximum(lengths[:, None] + lengths - 2 * images @ images.T, 0)
-    return k_reciprocal_float16(distance, len(query), 20, 6, 0.3)
+    distance += lengths[:, None]
+    distance += lengths
+    np.maximum(distance, 0, out=distance)
+    distance /= distance.max(axis=1, keepdims=True)
+    ranking = np.argsort(distance, axis=1)
+    near = ranking[:, : k1 + 1].copy()
+    half = near[:, : int(np.around(k1 / 2)) + 1]
+
+    def reciprocal(near: np.ndarray, i: int) -> np.ndarray:
+        ahead = near[i]
+        return ahead[(near[ahead] == i).any(axis=1)]
+
+    weights = np.zeros((total, total), dtype=np.float16)
+    for i in range(total):
+        own = reciprocal(near, i)
+        members, chosen = set(own.tolist()), set(own.tolist())
+        for candidate in own:
+            others = reciprocal(half, candidate).tolist()
+            if len(members.intersection(others)) > 2 / 3 * len(others):
+                chosen.update(others)
+        columns = np.fromiter(chosen, dtype=np.int64, count=len(chosen))
+        weight = np.exp(-distance[i, columns])
+        weights[i, columns] = weight / weight.sum()
+    if k2 > 1:
+        weights = np.stack([weights[some].mean(axis=0) for some in ranking[:, :k2]])
+    del ranking
+
+    columns = np.ascontiguousarray(weights.T)
+    filled = [np.flatnonzero(column) for column in columns]
+    jaccard = np.empty((num_query, total - num_query), dtype=np.float16)
+    for i in range(num_query):
+        shared = np.zeros(total, dtype=np.float16)
+        for column in np.flatnonzero(weights[i]):
+            rows = filled[column]
+            shared[rows] += np.minimum(weights[i, column], columns[column, rows])
+        jaccard[i] = (1 - shared / (2 - shared))[num_query:]
+    return jaccard * (1 - lambda_value) + distance[:num_query, num_query:] * lambda_value
 
 
 # ---------------------------------------------------------------------------------------------- scores
@@ -156,6 +225,49 @@ def rank_metrics_numpy(
     return np.mean(cmc, axis=0), float(np.mean(precision))
 
 
+def torchreid_evaluation(
+    distance: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray, query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+) -> tuple[np.ndarray, float]:  # fmt: skip
+    """CMC (50,) and mAP by torchreid's Cython program; the module is looked for as torchreid's and on the path."""
+    cython = rank_cy()
+    cmc, mean_ap = cython.evaluate_cy(distance, query_ids, gallery_ids, query_cameras, gallery_cameras, 50)
+    return np.asarray(cmc), float(mean_ap)
+
+
+@functools.cache
+def rank_cy() -> Any:
+    """torchreid's compiled evaluation, without the packages that importing the whole of torchreid needs."""
+    package = importlib.util.find_spec("torchreid")
+    for folder in package.submodule_search_locations or [] if package else []:
+        for path in Path(folder).rglob("rank_cy*.so"):
+            spec = importlib.util.spec_from_file_location("rank_cy", path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    try:
+        return importlib.import_module("rank_cy")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("no torchreid", name="torchreid with its Cython module") from None
+
+
+def torchmetrics_mean_ap(
+    distance: Tensor, query_ids: Tensor, gallery_ids: Tensor, query_cameras: Tensor, gallery_cameras: Tensor
+) -> Tensor:
+    """mAP alone, one query after another, as that is what torchmetrics has; images to leave out are taken out first."""
+    from torchmetrics.functional.retrieval import retrieval_average_precision
+
+    found = []
+    score = distance.max() + 1 - distance  # it takes positive scores, the largest first
+    for row, person, camera in zip(score, query_ids, query_cameras, strict=True):
+        match = gallery_ids == person
+        kept = ~(match & (gallery_cameras == camera))
+        match = match[kept]
+        if match.any():
+            found.append(retrieval_average_precision(row[kept], match))
+    return torch.stack(found).mean()
+
+
 # ---------------------------------------------------------------------------------------------- mining
 
 try:
@@ -185,12 +297,39 @@ else:
 
 
 def hard_example_mining(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by boolean indexing of the matrix, which needs as many images of every person."""
-    distance = squared_distance(features, features).clamp(min=1e-12).sqrt()
-    same = labels.expand(len(labels), len(labels)).eq(labels[:, None])
-    positive = distance[same].contiguous().view(len(labels), -1).max(1).values
-    negative = distance[~same].contiguous().view(len(labels), -1).min(1).values
-    return positive, negative
+    """The triplet step of AlignedReID's program: boolean indexing of the matrix, so as many images of each person.
+
+    The indices of what was chosen are looked up too, as local features are taken by them.
+    """
+    count = len(labels)
+    lengths = features.pow(2).sum(1, keepdim=True).expand(count, count)
+    distance = (lengths + lengths.T).addmm_(features, features.T, alpha=-2).clamp(min=1e-12).sqrt()
+    across = labels.expand(count, count)
+    same, other = across.eq(across.T), across.ne(across.T)
+    positive, positive_place = distance[same].contiguous().view(count, -1).max(1, keepdim=True)
+    negative, negative_place = distance[other].contiguous().view(count, -1).min(1, keepdim=True)
+    index = torch.arange(count, device=labels.device).expand(count, count)
+    index[same].contiguous().view(count, -1).gather(1, positive_place)
+    index[other].contiguous().view(count, -1).gather(1, negative_place)
+    return positive.squeeze(1), negative.squeeze(1)
+
+
+def triplets_by_slices(features: Tensor, images_each: int) -> tuple[Tensor, Tensor]:
+    """The triplet step of MuDeep's program: all differences at once, (B, B, d), and a slice for every person.
+
+    Images of a person stand together, as many of each. The program divides features by their norm first; not here, as
+    the others do not.
+    """
+    count = len(features)
+    shape = count, count, features.shape[1]
+    difference = features.unsqueeze(1).expand(shape) - features.unsqueeze(0).expand(shape)
+    distance = ((difference**2).sum(2) + 1e-8).sqrt()
+    positive, negative = [], []
+    for start in range(0, count, images_each):
+        end = start + images_each
+        positive.append(distance[start:end, start:end])
+        negative.append(torch.cat([distance[start:end, :start], distance[start:end, end:]], dim=1))
+    return torch.cat(positive).max(1).values, torch.cat(negative).min(1).values
 
 
 # ---------------------------------------------------------------------------------------------- attention

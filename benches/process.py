@@ -1,5 +1,6 @@
-"""Other programs, run with a limit of time, everything they print in a file, nothing of them left behind; and files."""
+"""Other programs, run with a limit of time, everything they print in a file, nothing left behind; files; the commit."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -83,3 +84,17 @@ def kill(process: subprocess.Popen) -> None:
 def kill_all() -> None:
     for process in list(running):
         kill(process)
+
+
+def commit() -> str | None:
+    """REIDOPS_COMMIT, for a copy of the files without their history, else what git says."""
+    if os.environ.get("REIDOPS_COMMIT"):
+        return os.environ["REIDOPS_COMMIT"]
+    with contextlib.suppress(OSError):
+        head, changes = (
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+        if head.returncode == 0:
+            return head.stdout.strip() + (" with changes" if changes.stdout.strip() else "")
+    return None

@@ -157,11 +157,16 @@ def merged(old: Results | None, new: Results) -> Results:
 
 
 def write_readme(results: Results | None, path: Path = README) -> None:
+    replace(path, BEGIN, END, markdown(results))
+
+
+def replace(path: Path, begin: str, end: str, table: str) -> None:
+    """Puts the table between the two lines of the file."""
     text = path.read_text()
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{path} should hold the lines {BEGIN} and {END}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    process.write(path, f"{before}{BEGIN}\n{markdown(results)}{END}{after}")
+    if begin not in text or end not in text:
+        raise SystemExit(f"{path} should hold the lines {begin} and {end}")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    process.write(path, f"{before}{begin}\n{table}{end}{after}")
 
 
 def load(path: Path) -> Results | None:

@@ -1,4 +1,4 @@
-"""The table of figures: of every row the operator, the sizes, the least work there is to do, and the bars to meet.
+"""The GPU's table: of every row the operator, the sizes, the least work there is to do, and the bars to meet.
 
 Only numbers and words; what is run stands in cases.py, under the operator's name.
 """
@@ -6,13 +6,16 @@ Only numbers and words; what is run stands in cases.py, under the operator's nam
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-SIZES = ("full", "cpu", "small")  # the table's, for a GPU; a second's worth for a processor; to see that it runs
+SIZES = ("full", "small")  # the table's; to see that it runs
 
 GEMM = "GEMM"
 METRIC_LEARNING = "pytorch-metric-learning"
 PUBLISHED_NUMPY = "published NumPy"
 PUBLISHED_TORCH = "published, op by op in PyTorch"
 BMM = "bmm, softmax, bmm"
+FAISS = "faiss IndexFlatL2"
+TORCHREID = "torchreid's Cython"
+HALF_GEMM = "x half the GEMM"
 
 RATES = {  # precision: the ceiling its products run at, and how many such products one of its products takes
     "medium": ("bf16_tflops", 1),
@@ -158,46 +161,41 @@ def channel_attention_work(batch: int, channels: int, length: int) -> Work:
 # ---------------------------------------------------------------------------------------------- the table
 
 
-def _dmli_matrix(width: int, precision: str, *bars: Bar, cpu: bool = False) -> Row:
+def _dmli_matrix(width: int, precision: str, *bars: Bar) -> Row:
     sizes = {"full": (3368, 15913, 8, width), "small": (3, 5, 8, 16)}
-    if cpu:
-        sizes["cpu"] = (32, 512, 8, width)
     shape = "{:,} x {:,}, {} x {}"
     return Row(f"dmli_matrix-{width}-{precision}", "dmli_matrix", precision, shape, dmli_matrix_work, bars, sizes)
 
 
 def _k_reciprocal(name: str, precision: str, full: tuple[int, ...], *bars: Bar, **more: Any) -> Row:
     sizes = {"full": full, "small": (7, 40, 16, min(full[-1], 5))}
-    if precision == "highest":
-        sizes["cpu"] = (100, 500, 2048, 0)
     shape = "{:,} + {:,}, d = {}" + (", topk = {}" if full[-1] else "")
     return Row(f"k_reciprocal-{name}", "k_reciprocal", precision, shape, k_reciprocal_work, bars, sizes, **more)
 
 
 def _channel_attention(length: int, *bars: Bar) -> Row:
-    sizes = {"full": (32, 2048, length), "cpu": (1, 512, length), "small": (2, 24, 10)}
+    sizes = {"full": (32, 2048, length), "small": (2, 24, 10)}
     name, shape = f"channel_attention-{length}", "{} x {:,} x {}, forward and backward"
     return Row(name, "channel_attention", "bfloat16", shape, channel_attention_work, bars, sizes)
 
 
 FLOAT32_ERROR = check("error_ratio", 2, "x a float32 GEMM's error")
-HALF_GEMM = "x half the GEMM"
 
 ROWS = (
     _dmli_matrix(2048, "high", ratio(GEMM, 1.15), megabytes(256)),
     _dmli_matrix(2048, "medium", ratio(GEMM, 1.25)),
-    _dmli_matrix(2048, "highest", ratio(GEMM, 0.7), FLOAT32_ERROR, cpu=True),
-    _dmli_matrix(128, "high", ratio(GEMM, 2), speed(PUBLISHED_NUMPY, 100), cpu=True),
+    _dmli_matrix(2048, "highest", ratio(GEMM, 0.7), FLOAT32_ERROR),
+    _dmli_matrix(128, "high", ratio(GEMM, 2), speed(PUBLISHED_NUMPY, 100)),
     Row(
         "knn", "knn", "high", "{:,}, k = {}, d = {}", knn_work, (ratio(GEMM, 1.2, 0.5, HALF_GEMM),),
-        {"full": (19281, 21, 2048), "cpu": (1500, 21, 2048), "small": (30, 5, 16)},
+        {"full": (19281, 21, 2048), "small": (30, 5, 16)},
     ),
     _k_reciprocal("market-high", "high", (3368, 15913, 2048, 0), milliseconds(5)),
     _k_reciprocal("market-highest", "highest", (3368, 15913, 2048, 0), milliseconds(14)),
     _k_reciprocal("msmt17", "high", (11659, 82161, 2048, 100), milliseconds(150), megabytes(6000)),
     Row(
         "rank_metrics-market", "rank_metrics", "float32", "{:,} x {:,}", rank_metrics_work, (milliseconds(0.3),),
-        {"full": (3368, 15913), "cpu": (64, 15913), "small": (6, 40)},
+        {"full": (3368, 15913), "small": (6, 40)},
     ),
     Row(
         "rank_metrics-msmt17", "rank_metrics", "float32", "{:,} x {:,}", rank_metrics_work, (milliseconds(3),),
@@ -205,16 +203,16 @@ ROWS = (
     ),
     Row(
         "batch_hard-64", "batch_hard_training", "float32", "{} x {}, forward and backward", batch_hard_training_work,
-        (launches(4), speed(METRIC_LEARNING, 5)), {"full": (64, 2048), "cpu": (64, 2048), "small": (8, 16)},
+        (launches(4), speed(METRIC_LEARNING, 5)), {"full": (64, 2048), "small": (8, 16)},
     ),
     Row(
         "batch_hard-65536", "batch_hard", "high", "{:,} x {}, forward", batch_hard_work,
         (ratio(GEMM, 1.3), megabytes(537)),  # once the features: O(N d)
-        {"full": (65536, 2048), "cpu": (1024, 2048), "small": (16, 16)},
+        {"full": (65536, 2048), "small": (16, 16)},
     ),
     Row(
         "dmli-128", "dmli", "float32", "{} pairs, {} x {}, forward and backward", dmli_work,
-        (launches(2), speed(PUBLISHED_TORCH, 30)), {"full": (128, 8, 128), "cpu": (128, 8, 128), "small": (4, 8, 16)},
+        (launches(2), speed(PUBLISHED_TORCH, 30)), {"full": (128, 8, 128), "small": (4, 8, 16)},
     ),
     _channel_attention(288, ratio(BMM, 0.5), megabytes(268)),  # less than one C x C matrix an image, in bfloat16
     _channel_attention(192, ratio(BMM, 0.5), megabytes(268)),

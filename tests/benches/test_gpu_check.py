@@ -239,4 +239,4 @@ def test_the_readme_shows_the_kept_results():
 
 def test_commit_of_a_copy_without_history(monkeypatch):
     monkeypatch.setitem(os.environ, "REIDOPS_COMMIT", "abc123")
-    assert gpu_check.commit() == "abc123"
+    assert process.commit() == "abc123"
