@@ -15,7 +15,7 @@
 namespace reidops {
 namespace {
 
-constexpr int64_t kBlock = 64;
+constexpr int64_t kBlock = 128;
 
 // One thread's buffers.
 template <typename T>

@@ -9,6 +9,10 @@
 #include <memory>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace reidops {
 
 inline int64_t num_workers() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
@@ -17,6 +21,10 @@ constexpr int64_t kWorkPerWorker =
     1 << 22;  // multiply-adds below which waking another thread costs more than it brings
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How far apart rows of `width` results are laid: not so that the rows of a register tile share a few lines of the
+// first-level cache.
+inline int64_t row_stride(int64_t width, int64_t lanes) { return width % 128 == 0 ? width + lanes : width; }
 
 // run(task, worker) for every task of 0 .. count - 1; worker < num_workers() tells whose scratch memory to use.
 // work: about how many multiply-adds a task takes.
@@ -37,16 +45,22 @@ void parallel_ranges(int64_t count, int64_t work, const Run& run) {
   if (count > 0) torch::stable::parallel_for(0, count, grain, run);
 }
 
-// Uninitialised memory on a cache line boundary that grows and is kept.
+// Uninitialised memory on a cache line boundary that grows and is kept. Much of it lies in pages of 2 MB where the system
+// has them: products read many rows of panels at once, each on pages of its own.
 template <typename T>
 class Scratch {
  public:
   T* reserve(int64_t count) {
     if (count > size_) {
       data_.reset();
-      const size_t bytes = static_cast<size_t>(ceil_div(count * static_cast<int64_t>(sizeof(T)), 64)) * 64;
-      T* fresh = static_cast<T*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64)));
+      constexpr int64_t kHugePage = int64_t(2) << 20;
+      const int64_t wanted = count * static_cast<int64_t>(sizeof(T)), line = wanted >= 2 * kHugePage ? kHugePage : 64;
+      const size_t bytes = static_cast<size_t>(std::max<int64_t>(ceil_div(wanted, line), 1) * line);
+      T* fresh = static_cast<T*>(std::aligned_alloc(static_cast<size_t>(line), bytes));
       if (fresh == nullptr) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+      if (line == kHugePage) madvise(fresh, bytes, MADV_HUGEPAGE);
+#endif
       data_.reset(fresh);
       size_ = count;
     }

@@ -40,7 +40,7 @@ class Right {
     });
   }
 
-  int64_t stride() const { return panels_ * lanes_; }
+  int64_t stride() const { return row_stride(panels_ * lanes_, lanes_); }  // of the rows of a product
   int64_t depth() const { return depth_; }
   const unsigned char* get() const { return packed_.get(); }
   int64_t panels() const { return panels_; }

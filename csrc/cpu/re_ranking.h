@@ -317,7 +317,6 @@ class ReRanking {
         w.shared[near[r]] = T(-1);  // seen
       }
       // Those that are not listed but share something, the most first: until what is left cannot be near enough.
-      dbg_touched += w.touched.size();
       w.heap.clear();
       for (int32_t j : w.touched) {
         if (w.shared[j] >= T(0)) w.heap.push_back({-w.shared[j], j});
@@ -346,7 +345,6 @@ class ReRanking {
         begun = true;
         T asked_distance[kAskedAtOnce];
         source_.gather(worker, w.asked.data(), static_cast<int64_t>(w.asked.size()), asked_distance);
-        dbg_asked += w.asked.size();
         for (size_t a = 0; a < w.asked.size(); ++a) {
           const int64_t j = w.asked[a] - queries_;
           candidates.push_back({p_.final_distance(w.shared[j], asked_distance[a], row_maximum), j});
@@ -367,8 +365,6 @@ class ReRanking {
       const std::lock_guard<std::mutex> locked(open_lock);
       open.push_back(i);
     });
-    if (getenv("DBG"))
-      fprintf(stderr, "open %zu asked %ld touched %ld\n", open.size(), (long)dbg_asked, (long)dbg_touched);
     std::sort(open.begin(), open.end());
     return open;
   }
@@ -409,7 +405,6 @@ class ReRanking {
     }
   }
 
-  std::atomic<long> dbg_asked{0}, dbg_touched{0};
   struct Candidate {
     T distance;
     int64_t index;

@@ -96,7 +96,7 @@ class StripeProducts {
     }
   }
 
-  // The worker's rows against images [begin, end): returns (rows, stride()) squared distances, columns ordered
+  // The worker's rows against images [begin, end): returns squared distances in rows stride() apart, columns ordered
   // [group of lanes][stripe][lane]; begin lies on a group of the chunk.
   T* squared(int64_t worker, int64_t begin, int64_t end) {
     const int64_t first = (begin - chunk_begin_) / k_.lanes * n();  // panel of the packed chunk
@@ -116,7 +116,8 @@ class StripeProducts {
     return squared_of(w, w.gathered, 0, count, [&](int64_t p) { return static_cast<int64_t>(images[p]); });
   }
 
-  int64_t stride(int64_t images) const { return ceil_div(images, k_.lanes) * k_.lanes * n(); }
+  int64_t width(int64_t images) const { return ceil_div(images, k_.lanes) * k_.lanes * n(); }
+  int64_t stride(int64_t images) const { return row_stride(width(images), k_.lanes); }
 
   T pair(const T* x, const T* y) const { return k_.pair_squared_distance(x, y, d()); }
   const Kernels<T>& kernel() const { return k_; }
@@ -172,17 +173,17 @@ class StripeProducts {
 
   template <typename ImageAt>
   T* squared_of(Worker& w, const Panels& panels, int64_t first, int64_t count, ImageAt image_at) {
-    const int64_t row_panels = ceil_div(w.rows, engine_.rows), width = stride(count);
+    const int64_t row_panels = ceil_div(w.rows, engine_.rows), wide = width(count), apart = stride(count);
     const T* norms = panels.norms.get() + first * k_.lanes;
-    T* tile = w.tile.reserve(row_panels * engine_.rows * width);
+    T* tile = w.tile.reserve(row_panels * engine_.rows * apart);
     engine_.multiply(w.packed.get(), row_panels, panels.packed.get() + first * engine_.right_bytes(d()),
-                     width / k_.lanes, d(), tile, width);
+                     wide / k_.lanes, d(), tile, apart);
     constexpr int64_t kLook = 128;  // pairs looked at together
     for (int64_t r = 0; r < w.rows; ++r) {
-      T* row = tile + r * width;
+      T* row = tile + r * apart;
       const T norm = w.norms.get()[r];
-      for (int64_t p0 = 0; p0 < width; p0 += kLook) {
-        const int64_t p1 = std::min(width, p0 + kLook);
+      for (int64_t p0 = 0; p0 < wide; p0 += kLook) {
+        const int64_t p1 = std::min(wide, p0 + kLook);
         if (!k_.squared_distances(row + p0, p1 - p0, norm, norms + p0, engine_.smallest)) continue;
         // Computes again, from the differences, what cancellation has spoilt.
         const T* left = x_.row(w.begin + r / m(), r % m());

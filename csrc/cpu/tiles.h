@@ -187,14 +187,14 @@ class DmliTiles : public StripeTiles<T> {
  protected:
   Block<T> distances(int64_t worker, T* squared, int64_t count) override {
     const StripeProducts<T>& products = this->products_;
-    const int64_t m = products.m(), n = products.n(), lanes = products.lanes(), width = products.stride(count);
-    const int64_t images = this->row_counts_[worker], stride = width / n;
+    const int64_t m = products.m(), n = products.n(), lanes = products.lanes(), apart = products.stride(count);
+    const int64_t images = this->row_counts_[worker], stride = products.width(count) / n;
     Worker& w = workers_[worker];
     T* total = w.total.reserve(n * lanes);
     T* out = w.tile.reserve(images * stride);
     for (int64_t i = 0; i < images; ++i) {
       for (int64_t j = 0; j < stride; j += lanes) {
-        products.kernel().stripe_path(squared + i * m * width + j * n, width, m, n, aligned_, total,
+        products.kernel().stripe_path(squared + i * m * apart + j * n, apart, m, n, aligned_, total,
                                       out + i * stride + j);
       }
     }
