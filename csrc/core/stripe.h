@@ -35,30 +35,27 @@ REIDOPS_HD float exp_nonpositive(float x) {
 REIDOPS_HD double exp_nonpositive(double x) { return exp(x); }
 
 // tanh(x) = x p(x^2) / q(x^2), the odd rational minimax approximation of degree 13 / 6 for |x| < kTanhReach, beyond which
-// tanh is 1 to float precision; coefficients from the constant one on.
+// tanh is 1 to float precision. V: float, or a vector of them. Both polynomials come times kScale.
 constexpr float kTanhReach = 7.90531110763549805f;
-constexpr float kTanhNumerator[7] = {4.89352455891786e-03f, 6.37261928875436e-04f,  1.48572235717979e-05f,
-                                     5.12229709037114e-08f, -8.60467152213735e-11f, 2.00018790482477e-13f,
-                                     -2.76076847742355e-16f};
-constexpr float kTanhDenominator[4] = {4.89352518554385e-03f, 2.26843463243900e-03f, 1.18534705686654e-04f,
-                                       1.19825839466702e-06f};
+
+template <int kScale, typename V>
+REIDOPS_HD void tanh_polynomials(V z, V& p, V& q) {
+  p = z * (kScale * -2.76076847742355e-16f) + kScale * 2.00018790482477e-13f;
+  p = p * z - kScale * 8.60467152213735e-11f;
+  p = p * z + kScale * 5.12229709037114e-08f;
+  p = p * z + kScale * 1.48572235717979e-05f;
+  p = p * z + kScale * 6.37261928875436e-04f;
+  p = p * z + kScale * 4.89352455891786e-03f;
+  q = z * (kScale * 1.19825839466702e-06f) + kScale * 1.18534705686654e-04f;
+  q = q * z + kScale * 2.26843463243900e-03f;
+  q = q * z + kScale * 4.89352518554385e-03f;
+}
 
 // tanh(d / 2) for d >= 0: one division, no exponential, and no cancellation near 0.
 REIDOPS_HD float tanh_half(float d) {
-  float x = 0.5f * d;
+  float x = 0.5f * d, p, q;
   x = x > kTanhReach ? kTanhReach : x;  // a NaN stays one
-  const float z = x * x;
-  float p = kTanhNumerator[6];
-  p = p * z + kTanhNumerator[5];
-  p = p * z + kTanhNumerator[4];
-  p = p * z + kTanhNumerator[3];
-  p = p * z + kTanhNumerator[2];
-  p = p * z + kTanhNumerator[1];
-  p = p * z + kTanhNumerator[0];
-  float q = kTanhDenominator[3];
-  q = q * z + kTanhDenominator[2];
-  q = q * z + kTanhDenominator[1];
-  q = q * z + kTanhDenominator[0];
+  tanh_polynomials<1>(x * x, p, q);
 #if defined(__CUDA_ARCH__)
   return __fdividef(x * p, q);  // two units in the last place; q is about 0.005 to 0.8
 #else
