@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../core/cancellation.h"
+#include "order_key.h"
 
 namespace reidops {
 
@@ -20,6 +21,10 @@ enum class SimdLevel { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 SimdLevel simd_level();
 std::string simd_level_name(SimdLevel level);
 std::vector<std::string> available_simd_levels();
+
+struct DrawnImages {
+  int64_t nearer, equal;
+};
 
 template <typename T>
 struct Kernels {
@@ -59,6 +64,22 @@ struct Kernels {
   T (*exponentials)(T* values, int64_t count, T shift);
 
   T (*dot)(const T* x, const T* y, int64_t count);
+
+  // keys[j] = integers in the order of the values, both zeros alike and NaN as infinity; then kLargestKey up to a whole
+  // vector of `lanes`.
+  void (*order_keys)(const T* values, int64_t count, OrderKey<T>* keys);
+
+  // counts[i, :] of (thresholds, lanes) grows by how many of the keys are smaller than thresholds[i], spread over the
+  // lanes. keys: filled up to a whole vector, as order_keys does.
+  void (*count_below)(const OrderKey<T>* keys, int64_t count, const OrderKey<T>* thresholds, int64_t thresholds_count,
+                      OrderKey<T>* counts);
+
+  int64_t (*count_equal)(const OrderKey<T>* keys, int64_t count, OrderKey<T> key);
+
+  // Of one image drawn from each of `count` identities (core/draw.h), how many keys are smaller than the given one, and
+  // how many equal. keys: those of identity s at first[s] .. first[s + 1].
+  DrawnImages (*count_drawn)(uint64_t hash, const int64_t* identities, const int64_t* first, int64_t count,
+                             const OrderKey<T>* keys, OrderKey<T> key);
 };
 
 constexpr int64_t kDepthBlock = 256;

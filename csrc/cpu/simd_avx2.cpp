@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "simd.h"
@@ -12,6 +13,7 @@
 #else
 #pragma GCC target("avx2,fma")
 #endif
+#include "../core/draw.h"
 #include "../core/stripe.h"
 
 #define REIDOPS_LEVEL avx2

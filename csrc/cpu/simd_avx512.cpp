@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "simd.h"
@@ -13,6 +14,7 @@
 #else
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
+#include "../core/draw.h"
 #include "../core/stripe.h"
 
 #define REIDOPS_LEVEL avx512

@@ -261,6 +261,8 @@ T exponentials(T* values, int64_t count, T shift) {
   return sum;
 }
 
+#include "simd_ranking.h"
+
 template <typename T>
 const Kernels<T>* table() {
   static constexpr Kernels<T> kTable = {Simd<T>::kLanes,
@@ -273,7 +275,11 @@ const Kernels<T>* table() {
                                         extrema<T>,
                                         labelled_extrema<T>,
                                         exponentials<T>,
-                                        dot<T>};
+                                        dot<T>,
+                                        order_keys<T>,
+                                        count_below<T>,
+                                        count_equal<T>,
+                                        count_drawn<T>};
   return &kTable;
 }
 
