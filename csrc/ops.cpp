@@ -35,7 +35,7 @@ STABLE_TORCH_LIBRARY(reidops, m) {
 
   m.def(
       "rank_metrics(Tensor distance, Tensor query_ids, Tensor gallery_ids, Tensor? query_cameras,"
-      " Tensor? gallery_cameras, int max_rank, str protocol, int num_draws, int seed)"
+      " Tensor? gallery_cameras, int max_rank, str protocol, int num_draws, int seed, bool refuse_nan=False)"
       " -> (Tensor, Tensor, Tensor, Tensor)");
 
   m.def("channel_attention(Tensor query, Tensor key, Tensor value) -> (Tensor, Tensor)");

@@ -8,6 +8,7 @@
 // and match up to kVectorMatches of them (simd_ranking.h), beyond that log2(matches) steps of a search without branches.
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <unordered_map>
 
 #include "../core/rank.h"
@@ -51,7 +52,6 @@ template <typename T>
 struct Match {
   OrderKey<T> key;
   int64_t image;
-  bool operator<(const Match& o) const { return ranks_before(key, image, o.key, o.image); }
 };
 
 // Ranks the matches of one query after the other; a worker's own, for its scratch memory.
@@ -60,32 +60,31 @@ class Ranker {
  public:
   using Key = OrderKey<T>;
 
-  // ranks[i] = 1-based rank of matches[i], of which there is one and which are in order, among the images of the row
-  // (count) that are in neither list of dropped ones. Those are ascending.
-  void rank(const T* row, int64_t count, const std::vector<Match<T>>& matches, const std::vector<int64_t>& junk,
+  // ranks: 1-based, ascending, of the matches among the images of the row (count) that are in neither list of dropped
+  // ones. matches, at least one, and both lists in the order of the gallery. True if a distance is NaN.
+  bool rank(const T* row, int64_t count, const std::vector<Match<T>>& matches, const std::vector<int64_t>& junk,
             const std::vector<int64_t>& dropped, std::vector<int64_t>& ranks) {
     const int64_t size = static_cast<int64_t>(matches.size());
     const bool few = size <= kVectorMatches;
-    width_ = 1;
-    while (width_ <= size) width_ *= 2;
-    limits_.assign(width_, kLargestKey<T>);
-    counts_.assign(few ? size * kernel_.lanes : width_, 0);
+    set_limits(matches, few);
     ranks.assign(size, 1);
+    bool has_nan = false;
     auto next_junk = junk.begin(), next_dropped = dropped.begin();
+    int64_t passed = 0;  // matches in this block and those before
     for (int64_t begin = 0; begin < count; begin += kBlock) {
       const int64_t end = std::min(begin + kBlock, count);
-      kernel_.order_keys(row + begin, end - begin, keys_);
+      has_nan |= kernel_.order_keys(row + begin, end - begin, keys_);
       for (; next_junk != junk.end() && *next_junk < end; ++next_junk) keys_[*next_junk - begin] = kLargestKey<T>;
       for (; next_dropped != dropped.end() && *next_dropped < end; ++next_dropped)
         keys_[*next_dropped - begin] = kLargestKey<T>;
-      for (int64_t i = 0; i < size; ++i) {
-        const Match<T>& match = matches[i];
-        limits_[i] = match.key + (match.image >= end);
-        if (match.image >= begin && match.image < end)
-          ranks[i] += kernel_.count_equal(keys_, match.image - begin, match.key);
+      for (; passed < size && matches[passed].image < end; ++passed) {
+        const Match<T>& match = matches[passed];
+        limits_[places_[passed]] = match.key;
+        ranks[places_[passed]] += kernel_.count_equal(keys_, match.image - begin, match.key);
       }
       if (few) {
-        kernel_.count_below(keys_, end - begin, limits_.data(), size, counts_.data());
+        const T* ahead = row + std::min(end + kBlock, count);
+        kernel_.count_below(keys_, end - begin, limits_.data(), size, counts_.data(), ahead);
       } else {
         place(end - begin);
       }
@@ -94,32 +93,63 @@ class Ranker {
       for (int64_t i = 0; i < size; ++i) {
         for (int64_t lane = 0; lane < kernel_.lanes; ++lane) ranks[i] += counts_[i * kernel_.lanes + lane];
       }
+      std::sort(ranks.begin(), ranks.end());
     } else {
       int64_t before = 0;
       for (int64_t i = 0; i < size; ++i) ranks[i] += before += counts_[i];
     }
+    return has_nan;
+  }
+
+  bool contains_nan(const T* row, int64_t count) {
+    bool has_nan = false;
+    for (int64_t begin = 0; begin < count; begin += kBlock)
+      has_nan |= kernel_.order_keys(row + begin, std::min(kBlock, count - begin), keys_);
+    return has_nan;
   }
 
  private:
   // 512 floats are 2 KB, which stay in L1 with the counts of 64 matches (4 KB).
   static constexpr int64_t kBlock = 512;
   static constexpr int64_t kVectorMatches = 64;
-  static constexpr int kSearches = 4;  // under way at once
+  static constexpr int64_t kSearches = 4;  // under way at once
+
+  // places_[i]: where match i stands among the limits; beside one another if they are few, else in order.
+  void set_limits(const std::vector<Match<T>>& matches, bool few) {
+    const int64_t size = static_cast<int64_t>(matches.size());
+    places_.resize(size);
+    std::iota(places_.begin(), places_.end(), 0);
+    if (few) {
+      counts_.assign(size * kernel_.lanes, 0);
+      limits_.resize(size);
+    } else {
+      std::vector<int64_t> order(places_);
+      std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+        return ranks_before(matches[a].key, a, matches[b].key, b);
+      });
+      for (int64_t i = 0; i < size; ++i) places_[order[i]] = i;
+      for (width_ = 1; width_ <= size;) width_ *= 2;
+      counts_.assign(width_, 0);
+      limits_.assign(width_, kLargestKey<T>);
+    }
+    for (int64_t i = 0; i < size; ++i) limits_[places_[i]] = matches[i].key + 1;
+  }
 
   // counts_[p] grows by how many keys have p limits that are not larger; p < width_, a power of two beyond the matches.
   void place(int64_t count) {
-    for (int64_t j = 0; j < count; j += kSearches) {  // kBlock is filled up
+    for (int64_t j = 0; j < count; j += kSearches) {  // beyond the count, the keys before it fill up kBlock
       int64_t at[kSearches] = {};
       for (int64_t half = width_ / 2; half > 0; half /= 2) {
-        for (int u = 0; u < kSearches; ++u) at[u] += -(limits_[at[u] + half - 1] <= keys_[j + u]) & half;
+        for (int64_t u = 0; u < kSearches; ++u) at[u] += -(limits_[at[u] + half - 1] <= keys_[j + u]) & half;
       }
-      for (int u = 0; u < kSearches; ++u) ++counts_[at[u]];
+      for (int64_t u = 0; u < kSearches && j + u < count; ++u) ++counts_[at[u]];
     }
   }
 
   const Kernels<T>& kernel_ = kernels<T>();
-  alignas(64) Key keys_[kBlock];
+  alignas(64) Key keys_[kBlock] = {};
   int64_t width_ = 1;
+  std::vector<int64_t> places_;
   std::vector<Key> limits_, counts_;
 };
 
@@ -234,7 +264,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rank_metrics(const Tensor& distance_i
                                                         const Tensor& gallery_ids_in,
                                                         std::optional<Tensor> query_cameras_in,
                                                         std::optional<Tensor> gallery_cameras_in, int64_t max_rank,
-                                                        std::string protocol_name, int64_t num_draws, int64_t seed) {
+                                                        std::string protocol_name, int64_t num_draws, int64_t seed,
+                                                        bool refuse_nan) {
   const Tensor distance = dense(distance_in, 2, "distance");
   const int64_t queries = distance.size(0), gallery = distance.size(1);
   const Tensor query_ids = dense_int64(query_ids_in, queries, "query_ids"),
@@ -262,6 +293,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rank_metrics(const Tensor& distance_i
     const std::optional<Draws<T>> draws = protocol == Protocol::kCuhk03
                                               ? std::optional<Draws<T>>(std::in_place, evaluation.gallery(), cameras)
                                               : std::nullopt;
+    std::atomic<bool> has_nan{false};
     constexpr int64_t kQueries = 16;  // at a time
     parallel_tasks(ceil_div(queries, kQueries), kQueries * gallery * 8, [&](int64_t task, int64_t worker) {
       Ranker<T> ranker;
@@ -271,6 +303,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rank_metrics(const Tensor& distance_i
       for (int64_t q = task * kQueries; q < std::min(queries, (task + 1) * kQueries); ++q) {
         const T* row = distances + q * gallery;
         evaluation.partition(q, row, matches, dropped);
+        if (refuse_nan && (matches.empty() || draws) && ranker.contains_nan(row, gallery)) has_nan = true;
         if (matches.empty()) {
           ap[q] = inp[q] = protocol == Protocol::kMuDeep ? 0.0 : std::numeric_limits<double>::quiet_NaN();
           continue;
@@ -287,14 +320,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rank_metrics(const Tensor& distance_i
           ap[q] = inp[q] = sum / static_cast<double>(num_draws);
           continue;
         }
-        std::sort(matches.begin(), matches.end());
-        ranker.rank(row, gallery, matches, evaluation.junk(), dropped, ranks);
+        if (ranker.rank(row, gallery, matches, evaluation.junk(), dropped, ranks)) has_nan = true;
         const Scores scores = score(ranks, protocol == Protocol::kMuDeep);
         ap[q] = scores.average_precision;
         inp[q] = scores.inverse_negative_penalty;
         if (ranks[0] <= length) ++hits[worker][ranks[0] - 1];
       }
     });
+    STD_TORCH_CHECK(!(refuse_nan && has_nan), "distance should be free of NaN");
     int64_t total = 0;
     for (int64_t v : valid) total += v;
     *mutable_data<int64_t>(num_valid) = total;

@@ -66,13 +66,14 @@ struct Kernels {
   T (*dot)(const T* x, const T* y, int64_t count);
 
   // keys[j] = integers in the order of the values, both zeros alike and NaN as infinity; then kLargestKey up to a whole
-  // vector of `lanes`.
-  void (*order_keys)(const T* values, int64_t count, OrderKey<T>* keys);
+  // vector of `lanes`. True if a value is NaN.
+  bool (*order_keys)(const T* values, int64_t count, OrderKey<T>* keys);
 
   // counts[i, :] of (thresholds, lanes) grows by how many of the keys are smaller than thresholds[i], spread over the
-  // lanes. keys: filled up to a whole vector, as order_keys does.
+  // lanes. keys: filled up to a whole vector, as order_keys does. next: as much memory that will be read soon, to be
+  // fetched meanwhile.
   void (*count_below)(const OrderKey<T>* keys, int64_t count, const OrderKey<T>* thresholds, int64_t thresholds_count,
-                      OrderKey<T>* counts);
+                      OrderKey<T>* counts, const T* next);
 
   int64_t (*count_equal)(const OrderKey<T>* keys, int64_t count, OrderKey<T> key);
 

@@ -5,15 +5,21 @@
 // row from memory at 11 GB/s. Groups of kGroup thresholds with their counts take 2 kGroup registers beside the keys.
 
 template <typename T>
-void order_keys(const T* values, int64_t count, OrderKey<T>* keys) {
+bool order_keys(const T* values, int64_t count, OrderKey<T>* keys) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
-  for (int64_t j = 0; j < count; ++j) keys[j] = order_key(values[j]);
+  OrderKey<T> has_nan = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    keys[j] = order_key(values[j]);
+    has_nan |= values[j] != values[j];
+  }
   for (int64_t j = count; j % kLanes != 0; ++j) keys[j] = kLargestKey<T>;
+  return has_nan != 0;
 }
 
 template <typename T, int kThresholds>
 inline __attribute__((always_inline)) void count_below_group(const OrderKey<T>* keys, int64_t count,
-                                                             const OrderKey<T>* thresholds, OrderKey<T>* counts) {
+                                                             const OrderKey<T>* thresholds, OrderKey<T>* counts,
+                                                             const T* next) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   using Vector = typename Simd<OrderKey<T>>::Vector;
   Vector limits[kThresholds], sums[kThresholds];
@@ -22,8 +28,15 @@ inline __attribute__((always_inline)) void count_below_group(const OrderKey<T>* 
   for (int u = 0; u < kThresholds; ++u) limits[u] = thresholds[u] - Vector{}, sums[u] = out[u];
   for (int64_t j = 0; j < count; j += kLanes) {
     const Vector key = *reinterpret_cast<const Vector*>(keys + j);
+    __builtin_prefetch(next + j, 0, 2);
 #pragma GCC unroll 16
-    for (int u = 0; u < kThresholds; ++u) sums[u] = key < limits[u] ? sums[u] + 1 : sums[u];
+    for (int u = 0; u < kThresholds; ++u) {
+      if constexpr (REIDOPS_VECTOR_BYTES == 64) {
+        sums[u] = key < limits[u] ? sums[u] + 1 : sums[u];  // an addition under a mask
+      } else {
+        sums[u] -= key < limits[u];  // true is -1
+      }
+    }
   }
 #pragma GCC unroll 16
   for (int u = 0; u < kThresholds; ++u) out[u] = sums[u];
@@ -31,21 +44,21 @@ inline __attribute__((always_inline)) void count_below_group(const OrderKey<T>* 
 
 template <typename T>
 void count_below(const OrderKey<T>* keys, int64_t count, const OrderKey<T>* thresholds, int64_t thresholds_count,
-                 OrderKey<T>* counts) {
+                 OrderKey<T>* counts, const T* next) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   constexpr int kGroup = REIDOPS_VECTOR_BYTES == 64 ? 8 : 4;
   int64_t i = 0;
   for (; i + kGroup <= thresholds_count; i += kGroup)
-    count_below_group<T, kGroup>(keys, count, thresholds + i, counts + i * kLanes);
+    count_below_group<T, kGroup>(keys, count, thresholds + i, counts + i * kLanes, next);
   if (kGroup > 4 && i + 4 <= thresholds_count) {
-    count_below_group<T, 4>(keys, count, thresholds + i, counts + i * kLanes);
+    count_below_group<T, 4>(keys, count, thresholds + i, counts + i * kLanes, next);
     i += 4;
   }
   if (i + 2 <= thresholds_count) {
-    count_below_group<T, 2>(keys, count, thresholds + i, counts + i * kLanes);
+    count_below_group<T, 2>(keys, count, thresholds + i, counts + i * kLanes, next);
     i += 2;
   }
-  if (i < thresholds_count) count_below_group<T, 1>(keys, count, thresholds + i, counts + i * kLanes);
+  if (i < thresholds_count) count_below_group<T, 1>(keys, count, thresholds + i, counts + i * kLanes, next);
 }
 
 template <typename T>
