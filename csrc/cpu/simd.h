@@ -81,6 +81,21 @@ struct Kernels {
   // how many equal. keys: those of identity s at first[s] .. first[s + 1].
   DrawnImages (*count_drawn)(uint64_t hash, const int64_t* identities, const int64_t* first, int64_t count,
                              const OrderKey<T>* keys, OrderKey<T> key);
+
+  // out[i * stride + j] = squared distance of x[i] of (m, depth) and y[j] of (n, depth), from the differences; equal for
+  // equal rows, and the same from either side.
+  void (*pair_distances)(const T* x, int64_t m, const T* y, int64_t n, int64_t depth, T* out, int64_t stride);
+
+  // values: squared distances of stripes, become distances; costs[j] = tanh(values[j] / 2).
+  void (*stripe_costs)(T* values, int64_t count, T* costs);
+
+  // values: distances of stripes, become d tanh(d / 2) / d d / d: what the difference of the stripes is weighed with in
+  // the gradient; 0 for equal stripes.
+  void (*stripe_slopes)(T* values, int64_t count);
+
+  // out = sum over c of weights[c] (self - others[c]), (depth) each.
+  void (*weighted_differences)(const T* self, const T* const* others, const T* weights, int64_t count, int64_t depth,
+                               T* out);
 };
 
 constexpr int64_t kDepthBlock = 256;

@@ -1,4 +1,6 @@
 // Vector kernels for every processor: SSE2 on x86-64, NEON on arm64.
+#include <utility>
+
 #include "../core/draw.h"
 #include "../core/stripe.h"
 #include "simd.h"

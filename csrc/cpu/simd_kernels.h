@@ -261,6 +261,7 @@ T exponentials(T* values, int64_t count, T shift) {
   return sum;
 }
 
+#include "simd_pairs.h"
 #include "simd_ranking.h"
 
 template <typename T>
@@ -279,7 +280,11 @@ const Kernels<T>* table() {
                                         order_keys<T>,
                                         count_below<T>,
                                         count_equal<T>,
-                                        count_drawn<T>};
+                                        count_drawn<T>,
+                                        pair_distances<T>,
+                                        stripe_costs<T>,
+                                        stripe_slopes<T>,
+                                        weighted_differences<T>};
   return &kTable;
 }
 
