@@ -1,7 +1,9 @@
-// batch_hard: each anchor's farthest sample of its label and nearest of another (Hermans 2017), with gradient.
+// batch_hard: each anchor's farthest sample of its label and nearest of another (Hermans 2017).
 //
 // Selection runs over tiles of squared distances, 2 B^2 d FLOPs, memory O(B d); the two distances returned are computed
-// again from the differences. The anchor is a positive candidate at distance 0. Ties: the lowest index.
+// again from the differences. Small batches take all distances from the differences, 3 B^2 d / 2 FLOPs, in a B x B
+// matrix that is not larger than a few feature matrices. The anchor is a positive candidate at distance 0. Ties: the
+// lowest index.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -46,7 +48,55 @@ struct Hardest {
       if (labels[first + j] != label && distances[j] == nearest) negative = nearest, negative_index = first + j;
     }
   }
+
+  // Distances that overflow, or are not numbers, leave no index: the first sample there is stands in.
+  void stand_in(const std::vector<int32_t>& labels, int64_t anchor) {
+    if (positive_index < 0) positive_index = anchor;
+    if (negative_index < 0) negative_index = first_other(labels, anchor);
+  }
 };
+
+// Elements of all pairs up to which the differences are taken: about where waking threads and packing for a product cost
+// less than the arithmetic that it saves.
+constexpr int64_t kSmallWork = 1 << 24;
+
+bool is_small(int64_t batch, int64_t depth) { return batch <= 512 && batch * batch * depth <= kSmallWork; }
+
+// The squared distances of a small batch, (batch, batch): those on and above the diagonal from the differences, one task
+// for each kRows of rows, the rest from across the diagonal.
+template <typename T>
+void small_distances(const T* x, int64_t batch, int64_t d, T* squared) {
+  constexpr int64_t kRows = 8;
+  const int64_t tasks = ceil_div(batch, kRows);
+  parallel_tasks(tasks, 3 * batch * kRows * d, [&](int64_t task, int64_t) {
+    const int64_t i = task * kRows, rows = std::min(kRows, batch - i);
+    kernels<T>().pair_distances(x + i * d, rows, x + i * d, batch - i, d, squared + i * batch + i, batch);
+  });
+  for (int64_t i = kRows; i < batch; ++i) {
+    const int64_t block = i - i % kRows;  // the kernel has filled the row from here on
+    for (int64_t j = 0; j < block; ++j) squared[i * batch + j] = squared[j * batch + i];
+  }
+}
+
+// small_distances, and each anchor's extremes among them.
+template <typename T>
+void mine_small(const T* x, const std::vector<int32_t>& labels, int64_t d, T* positive, T* negative,
+                int64_t* positive_index, int64_t* negative_index) {
+  const int64_t batch = static_cast<int64_t>(labels.size());
+  Scratch<T> memory;
+  T* squared = memory.reserve(batch * batch);
+  small_distances(x, batch, d, squared);
+  for (int64_t i = 0; i < batch; ++i) {
+    const T* row = squared + i * batch;
+    Hardest<T> hardest;
+    hardest.add(row, labels.data(), labels[i], 0, batch, kernels<T>());
+    hardest.stand_in(labels, i);
+    positive_index[i] = hardest.positive_index;
+    negative_index[i] = hardest.negative_index;
+    positive[i] = std::sqrt(row[hardest.positive_index]);
+    negative[i] = std::sqrt(row[hardest.negative_index]);
+  }
+}
 
 Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::string /*precision*/) {
   const Tensor features = dense(features_in, 2, "features");
@@ -60,6 +110,12 @@ Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::strin
     using T = decltype(zero);
     const auto& kernel = kernels<T>();
     const T* x = data<T>(features);
+    T *p = mutable_data<T>(positive), *n = mutable_data<T>(negative);
+    int64_t *pi = mutable_data<int64_t>(positive_index), *ni = mutable_data<int64_t>(negative_index);
+    if (is_small(batch, d)) {
+      mine_small(x, compact, d, p, n, pi, ni);
+      return Result(positive, negative, positive_index, negative_index);
+    }
     std::vector<Hardest<T>> hardest(batch);
     EuclideanTiles<T> tiles(x, batch, x, batch, d);
     for_each_tile(tiles, 0, batch, 0, batch,
@@ -67,75 +123,16 @@ Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::strin
                     for (int64_t i = i0; i < i1; ++i)
                       hardest[i].add(tile + (i - i0) * stride, compact.data(), compact[i], j0, j1 - j0, kernel);
                   });
-    T *p = mutable_data<T>(positive), *n = mutable_data<T>(negative);
-    int64_t *pi = mutable_data<int64_t>(positive_index), *ni = mutable_data<int64_t>(negative_index);
     parallel_ranges(batch, 4 * d, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        // Distances that overflow, or are not numbers, leave no index: the first sample there is stands in.
-        pi[i] = hardest[i].positive_index < 0 ? i : hardest[i].positive_index;
-        ni[i] = hardest[i].negative_index < 0 ? first_other(compact, i) : hardest[i].negative_index;
+        hardest[i].stand_in(compact, i);
+        pi[i] = hardest[i].positive_index;
+        ni[i] = hardest[i].negative_index;
         p[i] = std::sqrt(kernel.pair_squared_distance(x + i * d, x + pi[i] * d, d));
         n[i] = std::sqrt(kernel.pair_squared_distance(x + i * d, x + ni[i] * d, d));
       }
     });
     return Result(positive, negative, positive_index, negative_index);
-  });
-}
-
-// Adds the gradient of one kind of pair: for anchor a and partner b = index[a], s = grad[a] / distance[a]:
-//   d x_a += s (x_a - x_b),  d x_b -= s (x_a - x_b).
-// Each sample gathers its own and its partners' terms in ascending order of anchors, so threads never share a row and
-// the sum does not depend on their number.
-template <typename T>
-void add_pair_gradients(const T* x, const T* grad, const T* distance, const int64_t* index, int64_t batch, int64_t d,
-                        T* out) {
-  std::vector<int64_t> first(batch + 1, 0), anchors(batch);
-  for (int64_t a = 0; a < batch; ++a) {
-    STD_TORCH_CHECK(index[a] >= 0 && index[a] < batch, "index out of range");
-    ++first[index[a] + 1];
-  }
-  for (int64_t i = 0; i < batch; ++i) first[i + 1] += first[i];
-  std::vector<int64_t> next(first.begin(), first.end() - 1);
-  for (int64_t a = 0; a < batch; ++a) anchors[next[index[a]]++] = a;
-  const auto slope = [&](int64_t a) { return distance[a] > T(0) ? grad[a] / distance[a] : T(0); };
-  parallel_ranges(batch, 16 * d, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T* to = out + i * d;
-      const T* self = x + i * d;
-      const auto add = [&](T scale, const T* other) {
-        if (scale == T(0)) return;
-        for (int64_t k = 0; k < d; ++k) to[k] += scale * (self[k] - other[k]);
-      };
-      add(slope(i), x + index[i] * d);
-      for (int64_t r = first[i]; r < first[i + 1]; ++r) add(slope(anchors[r]), x + anchors[r] * d);
-    }
-  });
-}
-
-Tensor batch_hard_backward(const Tensor& grad_positive_in, const Tensor& grad_negative_in, const Tensor& features_in,
-                           const Tensor& positive_in, const Tensor& negative_in, const Tensor& positive_index_in,
-                           const Tensor& negative_index_in) {
-  const Tensor features = dense(features_in, 2, "features");
-  const int64_t batch = features.size(0), d = features.size(1);
-  const Tensor grad_positive = dense(grad_positive_in, 1, "grad_positive"),
-               grad_negative = dense(grad_negative_in, 1, "grad_negative");
-  const Tensor positive = dense(positive_in, 1, "positive_distance"),
-               negative = dense(negative_in, 1, "negative_distance");
-  for (const Tensor* t : {&grad_positive, &grad_negative, &positive, &negative}) {
-    STD_TORCH_CHECK(t->size(0) == batch && t->scalar_type() == features.scalar_type(),
-                    "gradients and distances should match features");
-  }
-  const Tensor positive_index = dense_int64(positive_index_in, batch, "positive_index");
-  const Tensor negative_index = dense_int64(negative_index_in, batch, "negative_index");
-  Tensor out = new_tensor({batch, d}, features.scalar_type());
-  return with_floating_type(features, "features", [&](auto zero) {
-    using T = decltype(zero);
-    const T* x = data<T>(features);
-    T* result = mutable_data<T>(out);
-    std::fill_n(result, batch * d, T(0));
-    add_pair_gradients(x, data<T>(grad_positive), data<T>(positive), data<int64_t>(positive_index), batch, d, result);
-    add_pair_gradients(x, data<T>(grad_negative), data<T>(negative), data<int64_t>(negative_index), batch, d, result);
-    return out;
   });
 }
 
@@ -177,7 +174,6 @@ Result batch_hard_from_distance(const Tensor& distance_in, const Tensor& labels_
 
 STABLE_TORCH_LIBRARY_IMPL(reidops, CPU, m) {
   m.impl("batch_hard", TORCH_BOX(&batch_hard));
-  m.impl("batch_hard_backward", TORCH_BOX(&batch_hard_backward));
   m.impl("batch_hard_from_distance", TORCH_BOX(&batch_hard_from_distance));
 }
 
