@@ -18,6 +18,7 @@ from ._training import AUTOCAST_DEVICES
 HALF = (torch.float16, torch.bfloat16)
 FLOATS = (*HALF, torch.float32, torch.float64)
 NOT_INTEGERS = (torch.bool, torch.complex32, torch.complex64, torch.complex128)
+LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATS}
 PRECISIONS = ("highest", "high", "medium")
 
 
@@ -120,8 +121,8 @@ def check_finite(**tensors: Tensor) -> None:
     """Neither NaN nor infinity. Finite sums prove it in one pass; only if one is not, every value is looked at."""
     if not tensors:
         return
-    sums = torch.stack([tensor.detach().sum() for tensor in tensors.values()])  # one wait for the device
-    for (name, tensor), total in zip(tensors.items(), sums.tolist(), strict=True):
+    sums = _numbers([tensor.detach().sum() for tensor in tensors.values()])
+    for (name, tensor), total in zip(tensors.items(), sums, strict=True):
         if not math.isfinite(total):
             _refuse(name, tensor, ~tensor.isfinite(), "finite")
 
@@ -131,9 +132,9 @@ def check_features(**tensors: Tensor) -> None:
     tensors = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
     if not tensors:
         return
-    extremes = torch.stack([torch.stack(tensor.detach().aminmax()) for tensor in tensors.values()])  # one wait
-    for (name, tensor), (low, high) in zip(tensors.items(), extremes.tolist(), strict=True):
-        limit = math.sqrt(torch.finfo(tensor.dtype).max / (4 * tensor.shape[-1]))
+    extremes = _numbers([extreme for tensor in tensors.values() for extreme in tensor.detach().aminmax()])
+    for (name, tensor), low, high in zip(tensors.items(), extremes[::2], extremes[1::2], strict=True):
+        limit = math.sqrt(LARGEST[tensor.dtype] / (4 * tensor.shape[-1]))
         if max(-low, high) <= limit:
             continue
         _refuse(name, tensor, ~tensor.isfinite(), "finite")
@@ -186,6 +187,13 @@ def _refuse(name: str, tensor: Tensor, is_bad: Tensor, wanted: str) -> None:
         place = places[0].tolist()
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""
         raise ValueError(f"{name} should be {wanted}, got {tensor[tuple(place)].item()} at {place}{more}")
+
+
+def _numbers(scalars: list[Tensor]) -> list[float]:
+    """Their values, with one wait for the device."""
+    if scalars[0].device.type == "cpu":
+        return [scalar.item() for scalar in scalars]
+    return torch.stack(scalars).tolist()
 
 
 def _autocast(tensor: Tensor) -> bool:

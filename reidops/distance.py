@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ._extension import check_kernel
 from ._numpy import Array, numpy_in_numpy_out
-from ._training import differentiable_once, float32_under_autocast
+from ._training import differentiable, differentiable_once, float32_under_autocast
 from ._validate import (
     check_features,
     check_finite,
@@ -157,7 +157,7 @@ def shortest_path(cost: Array, *, validate: bool | None = None) -> Array:
     (cost,) = widen(cost)
     if checks_values(cost, validate):
         check_finite(cost=cost)
-    return torch.ops.reidops.shortest_path(cost.reshape(leading.numel(), m, n)).reshape(leading).to(dtype)
+    return _shortest_path(cost.reshape(leading.numel(), m, n)).reshape(leading).to(dtype)
 
 
 @torch.library.register_fake("reidops::shortest_path")
@@ -179,7 +179,9 @@ def _shortest_path_backward(ctx: Any, grad: Tensor) -> Tensor:
     return torch.ops.reidops.shortest_path_backward(grad, cost)
 
 
-torch.library.register_autograd("reidops::shortest_path", _shortest_path_backward, setup_context=_shortest_path_setup)
+_shortest_path = differentiable(
+    torch.ops.reidops.shortest_path.default, _shortest_path_setup, _shortest_path_backward
+)
 differentiable_once("reidops::shortest_path_backward")
 float32_under_autocast("reidops::shortest_path")
 
@@ -266,7 +268,7 @@ def dmli(x: Tensor, y: Tensor, *, aligned: bool = True, validate: bool | None = 
     x, y = widen(x, y)
     if checks_values(x, validate):
         check_finite(x=x, y=y)
-    return torch.ops.reidops.dmli(x, y, aligned).to(dtype)
+    return _dmli(x, y, aligned).to(dtype)
 
 
 def _check_stripes(x: Tensor, y: Tensor, aligned: bool) -> None:
@@ -300,7 +302,7 @@ def _dmli_backward(ctx: Any, grad: Tensor) -> tuple:
     return grad_x if needs_x else None, grad_y if needs_y else None, None
 
 
-torch.library.register_autograd("reidops::dmli", _dmli_backward, setup_context=_dmli_setup)
+_dmli = differentiable(torch.ops.reidops.dmli.default, _dmli_setup, _dmli_backward)
 differentiable_once("reidops::dmli_backward")
 float32_under_autocast("reidops::dmli")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._extension import check_kernel
-from ._training import differentiable_once, float32_under_autocast
+from ._training import differentiable, differentiable_once, float32_under_autocast
 from ._validate import (
     check_features,
     check_flag,
@@ -75,12 +75,22 @@ def batch_hard(
     check_kernel("batch_hard", features)
     dtype = result_dtype(features)
     (features,) = widen(features)
-    if checks_values(features, validate):
+    checks = checks_values(features, validate)
+    if checks:
         check_features(features=features)
-        _check_negatives(labels)
+        if features.device.type != "cpu":
+            _check_negatives(labels)
     if normalize:
         features = torch.nn.functional.normalize(features, dim=1)
-    positive, negative, positive_index, negative_index = torch.ops.reidops.batch_hard(features, labels, precision)
+    if checks:
+        try:
+            mined = _batch_hard(features, labels, precision)
+        except RuntimeError:  # on the CPU the operator itself refuses labels that are all equal
+            _check_negatives(labels)
+            raise
+    else:
+        mined = _batch_hard(features, labels, precision)
+    positive, negative, positive_index, negative_index = mined
     return BatchHard(positive.to(dtype), negative.to(dtype), positive_index, negative_index)
 
 
@@ -122,14 +132,19 @@ def _batch_hard_backward_fake(
 def _batch_hard_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     features, *_ = inputs
     ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)  # no zeros for the indices
     ctx.save_for_backward(features, *output)
 
 
-def _batch_hard_backward(ctx: Any, grad_positive: Tensor, grad_negative: Tensor, *_: Any) -> tuple:
-    return torch.ops.reidops.batch_hard_backward(grad_positive, grad_negative, *ctx.saved_tensors), None, None
+def _batch_hard_backward(ctx: Any, grad_positive: Tensor | None, grad_negative: Tensor | None, *_: Any) -> tuple:
+    features, positive, negative, *indices = ctx.saved_tensors
+    grad_positive = torch.zeros_like(positive) if grad_positive is None else grad_positive
+    grad_negative = torch.zeros_like(negative) if grad_negative is None else grad_negative
+    grad = torch.ops.reidops.batch_hard_backward(grad_positive, grad_negative, features, positive, negative, *indices)
+    return grad, None, None
 
 
-torch.library.register_autograd("reidops::batch_hard", _batch_hard_backward, setup_context=_batch_hard_setup)
+_batch_hard = differentiable(torch.ops.reidops.batch_hard.default, _batch_hard_setup, _batch_hard_backward)
 differentiable_once("reidops::batch_hard_backward")
 float32_under_autocast("reidops::batch_hard")
 
@@ -174,7 +189,7 @@ def batch_hard_from_distance(distance: Tensor, labels: Tensor, *, validate: bool
     if checks_values(distance, validate):
         check_no_nan("distance", distance.detach())
         _check_negatives(labels)
-    positive, negative, positive_index, negative_index = torch.ops.reidops.batch_hard_from_distance(distance, labels)
+    positive, negative, positive_index, negative_index = _batch_hard_from_distance(distance, labels)
     return BatchHard(positive.to(dtype), negative.to(dtype), positive_index, negative_index)
 
 
@@ -196,9 +211,9 @@ def _batch_hard_from_distance_backward(ctx: Any, grad_positive: Tensor, grad_neg
     return grad.scatter(1, negative_index, grad_negative.unsqueeze(1)), None
 
 
-torch.library.register_autograd(
-    "reidops::batch_hard_from_distance",
+_batch_hard_from_distance = differentiable(
+    torch.ops.reidops.batch_hard_from_distance.default,
+    _batch_hard_from_distance_setup,
     _batch_hard_from_distance_backward,
-    setup_context=_batch_hard_from_distance_setup,
 )
 float32_under_autocast("reidops::batch_hard_from_distance")
