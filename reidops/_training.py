@@ -40,8 +40,8 @@ def differentiable(op: torch._ops.OpOverload, setup_context: Callable, backward:
     members = {"forward": staticmethod(forward), "backward": staticmethod(straight_backward)}
     straight = type(f"{op.__name__.partition('.')[0]}", (torch.autograd.Function,), members)
 
-    def call(*inputs: Any) -> Any:
-        if not _is_plain(inputs):
+    def call(*inputs: Any, plain: bool | None = None) -> Any:
+        if not (_is_plain(inputs) if plain is None else plain):
             return op(*inputs)
         if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
             return straight.apply(*inputs)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from ._training import AUTOCAST_DEVICES
 
@@ -19,7 +20,23 @@ HALF = (torch.float16, torch.bfloat16)
 FLOATS = (*HALF, torch.float32, torch.float64)
 NOT_INTEGERS = (torch.bool, torch.complex32, torch.complex64, torch.complex128)
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATS}
+ORDINARY = (torch.float32, torch.float64, torch.int64)
 PRECISIONS = ("highest", "high", "medium")
+
+
+def is_ordinary(*tensors: Tensor) -> bool:
+    """float32, float64 and int64 tensors on the CPU in plain eager mode: an operator may be tried at once.
+
+    What the checks of types and shapes refuse, the operator refuses as well, so that they can wait for its error.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return False
+    return all(type(t) in (Tensor, Parameter) and t.is_cpu and t.dtype in ORDINARY for t in tensors)
 
 
 def check_floats(**tensors: Tensor) -> None:

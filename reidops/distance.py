@@ -1,6 +1,7 @@
 """Distances: Euclidean, the shortest path through a cost matrix, and DMLI, the aligned distance of striped images."""
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ._validate import (
     check_precision,
     check_shape,
     checks_values,
+    is_ordinary,
     result_dtype,
     widen,
 )
@@ -259,6 +261,9 @@ def dmli(x: Tensor, y: Tensor, *, aligned: bool = True, validate: bool | None = 
         >>> dmli(x, y, aligned=False)
         tensor([1.5232])
     """
+    if isinstance(aligned, bool) and (validate is None or validate is True) and is_ordinary(x, y):
+        with suppress(RuntimeError):  # the checks then say what is wrong
+            return _dmli(x, y, aligned, True, plain=True)
     check_floats(x=x, y=y)
     check_shape("x", x, ("B", "m", "d"), empty=True)
     check_shape("y", y, (x.shape[0], "n", x.shape[2]), like=f"like x {tuple(x.shape)}", empty=True)
@@ -281,7 +286,7 @@ def _check_stripes(x: Tensor, y: Tensor, aligned: bool) -> None:
 
 
 @torch.library.register_fake("reidops::dmli")
-def _dmli_fake(x: Tensor, y: Tensor, aligned: bool) -> Tensor:
+def _dmli_fake(x: Tensor, y: Tensor, aligned: bool, refuse: bool = False) -> Tensor:
     return x.new_empty(x.shape[0])
 
 
@@ -291,15 +296,15 @@ def _dmli_backward_fake(grad: Tensor, x: Tensor, y: Tensor, aligned: bool) -> tu
 
 
 def _dmli_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, y, ctx.aligned = inputs
+    x, y, ctx.aligned, *_ = inputs
     ctx.save_for_backward(x, y)
 
 
 def _dmli_backward(ctx: Any, grad: Tensor) -> tuple:
     x, y = ctx.saved_tensors
     grad_x, grad_y = torch.ops.reidops.dmli_backward(grad, x, y, ctx.aligned)
-    needs_x, needs_y, _ = ctx.needs_input_grad
-    return grad_x if needs_x else None, grad_y if needs_y else None, None
+    needs_x, needs_y, *rest = ctx.needs_input_grad
+    return grad_x if needs_x else None, grad_y if needs_y else None, *(None for _ in rest)
 
 
 _dmli = differentiable(torch.ops.reidops.dmli.default, _dmli_setup, _dmli_backward)

@@ -1,5 +1,6 @@
 """Batch-hard mining: for every anchor of a batch its farthest positive and its nearest negative."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ._validate import (
     check_precision,
     check_shape,
     checks_values,
+    is_ordinary,
     result_dtype,
     widen,
 )
@@ -67,6 +69,9 @@ def batch_hard(
         >>> mined.negative_index
         tensor([2, 2, 1, 1])
     """
+    if normalize is False and (validate is None or validate is True) and precision is None and is_ordinary(features, labels):
+        with suppress(RuntimeError):  # the checks then say what is wrong
+            return BatchHard(*_batch_hard(features, labels, "highest", True, plain=True))
     check_flag("normalize", normalize)
     check_floats(features=features)
     check_shape("features", features, ("B", "d"))
@@ -75,22 +80,12 @@ def batch_hard(
     check_kernel("batch_hard", features)
     dtype = result_dtype(features)
     (features,) = widen(features)
-    checks = checks_values(features, validate)
-    if checks:
+    if checks_values(features, validate):
         check_features(features=features)
-        if features.device.type != "cpu":
-            _check_negatives(labels)
+        _check_negatives(labels)
     if normalize:
         features = torch.nn.functional.normalize(features, dim=1)
-    if checks:
-        try:
-            mined = _batch_hard(features, labels, precision)
-        except RuntimeError:  # on the CPU the operator itself refuses labels that are all equal
-            _check_negatives(labels)
-            raise
-    else:
-        mined = _batch_hard(features, labels, precision)
-    positive, negative, positive_index, negative_index = mined
+    positive, negative, positive_index, negative_index = _batch_hard(features, labels, precision)
     return BatchHard(positive.to(dtype), negative.to(dtype), positive_index, negative_index)
 
 
@@ -111,7 +106,9 @@ def _check_negatives(labels: Tensor) -> None:
 
 
 @torch.library.register_fake("reidops::batch_hard")
-def _batch_hard_fake(features: Tensor, labels: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _batch_hard_fake(
+    features: Tensor, labels: Tensor, precision: str, refuse: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     size = features.shape[0]
     return features.new_empty(size), features.new_empty(size), labels.new_empty(size), labels.new_empty(size)
 
@@ -141,7 +138,7 @@ def _batch_hard_backward(ctx: Any, grad_positive: Tensor | None, grad_negative: 
     grad_positive = torch.zeros_like(positive) if grad_positive is None else grad_positive
     grad_negative = torch.zeros_like(negative) if grad_negative is None else grad_negative
     grad = torch.ops.reidops.batch_hard_backward(grad_positive, grad_negative, features, positive, negative, *indices)
-    return grad, None, None
+    return grad, *(None for _ in ctx.needs_input_grad[1:])
 
 
 _batch_hard = differentiable(torch.ops.reidops.batch_hard.default, _batch_hard_setup, _batch_hard_backward)

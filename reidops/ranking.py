@@ -104,7 +104,7 @@ def rank_metrics(
         scores = torch.ops.reidops.rank_metrics(*arguments)
     elif distance.device.type == "cpu":  # where the operator looks for NaN in what it reads anyway
         try:
-            scores = torch.ops.reidops.rank_metrics(*arguments, refuse_nan=True)
+            scores = torch.ops.reidops.rank_metrics(*arguments, refuse=True)
         except RuntimeError:
             check_no_nan("distance", distance)
             raise
@@ -142,7 +142,7 @@ def _rank_metrics_fake(
     protocol: str,
     num_draws: int,
     seed: int,
-    refuse_nan: bool = False,
+    refuse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, columns = distance.shape
     empty = torch.empty(rows, dtype=torch.float64, device=distance.device)

@@ -68,7 +68,7 @@ template <typename T>
 void small_distances(const T* x, int64_t batch, int64_t d, T* squared) {
   constexpr int64_t kRows = 8;
   const int64_t tasks = ceil_div(batch, kRows);
-  parallel_tasks(tasks, 3 * batch * kRows * d, [&](int64_t task, int64_t) {
+  parallel_tasks(tasks, 4 * batch * kRows * d, [&](int64_t task, int64_t) {
     const int64_t i = task * kRows, rows = std::min(kRows, batch - i);
     kernels<T>().pair_distances(x + i * d, rows, x + i * d, batch - i, d, squared + i * batch + i, batch);
   });
@@ -98,7 +98,20 @@ void mine_small(const T* x, const std::vector<int32_t>& labels, int64_t d, T* po
   }
 }
 
-Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::string /*precision*/) {
+// Whether squared distances cannot overflow: |value| at most sqrt(largest / 4 d), and no NaN.
+template <typename T>
+bool fit_squares(const T* x, int64_t batch, int64_t d) {
+  const T limit = std::sqrt(std::numeric_limits<T>::max() / static_cast<T>(4 * d));
+  std::atomic<bool> fit{true};
+  parallel_ranges(batch, d, [&](int64_t begin, int64_t end) {
+    int beyond = 0;
+    for (int64_t k = begin * d; k < end * d; ++k) beyond |= !(std::abs(x[k]) <= limit);
+    if (beyond) fit = false;
+  });
+  return fit;
+}
+
+Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::string /*precision*/, bool refuse) {
   const Tensor features = dense(features_in, 2, "features");
   const int64_t batch = features.size(0), d = features.size(1);
   const Tensor labels = dense_int64(labels_in, batch, "labels");
@@ -110,6 +123,7 @@ Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::strin
     using T = decltype(zero);
     const auto& kernel = kernels<T>();
     const T* x = data<T>(features);
+    STD_TORCH_CHECK(!refuse || fit_squares(x, batch, d), "features should be finite, and their squares as well");
     T *p = mutable_data<T>(positive), *n = mutable_data<T>(negative);
     int64_t *pi = mutable_data<int64_t>(positive_index), *ni = mutable_data<int64_t>(negative_index);
     if (is_small(batch, d)) {

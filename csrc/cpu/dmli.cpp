@@ -6,6 +6,7 @@
 // Backward recomputes t (nothing is saved) and follows the path: each stripe gathers, over its cells, w (x_a - y_b) with
 // w = grad (1 - t^2) / 2 / |x_a - y_b|.
 #include <array>
+#include <limits>
 
 #include "../core/path.h"
 #include "../core/stripe.h"
@@ -50,6 +51,16 @@ class Cells {
       kernel_.pair_distances(x + a * s_.d, 1, y + a * s_.d, 1, s_.d, distance() + cell, 1);
       kernel_.stripe_costs(distance() + cell, 1, cost() + cell);
     }
+  }
+
+  // Every stripe is in one of the cells, so that no value of x and y is other than finite where all distances are.
+  bool finite() {
+    int beyond = 0;
+    for (int64_t a = 0; a < s_.m; ++a) {
+      for (int64_t b = aligned_ ? 0 : a; b < (aligned_ ? s_.n : a + 1); ++b)
+        beyond |= !(distance()[a * s_.n + b] <= std::numeric_limits<T>::max());
+    }
+    return beyond == 0;
   }
 
   T sum() {
@@ -116,7 +127,7 @@ class PairGradient {
 
 int64_t pair_work(const Sizes& s) { return 4 * s.m * s.n * s.d; }
 
-Tensor dmli(const Tensor& x_in, const Tensor& y_in, bool aligned) {
+Tensor dmli(const Tensor& x_in, const Tensor& y_in, bool aligned, bool refuse) {
   const Tensor x = dense(x_in, 3, "x"), y = dense(y_in, 3, "y");
   const Sizes s = check(x, y, aligned);
   Tensor out = new_tensor({s.batch}, x.scalar_type());
@@ -124,13 +135,16 @@ Tensor dmli(const Tensor& x_in, const Tensor& y_in, bool aligned) {
     using T = decltype(zero);
     const T *px = data<T>(x), *py = data<T>(y);
     T* result = mutable_data<T>(out);
+    std::atomic<bool> finite{true};
     parallel_ranges(s.batch, pair_work(s), [&](int64_t begin, int64_t end) {
       Cells<T> cells(s, aligned);
       for (int64_t i = begin; i < end; ++i) {
         cells.fill(px + i * s.m * s.d, py + i * s.n * s.d);
         result[i] = cells.sum();
+        if (refuse && !cells.finite()) finite = false;
       }
     });
+    STD_TORCH_CHECK(finite, "x and y should be finite, and their squares as well");
     return out;
   });
 }

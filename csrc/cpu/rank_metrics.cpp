@@ -265,7 +265,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rank_metrics(const Tensor& distance_i
                                                         std::optional<Tensor> query_cameras_in,
                                                         std::optional<Tensor> gallery_cameras_in, int64_t max_rank,
                                                         std::string protocol_name, int64_t num_draws, int64_t seed,
-                                                        bool refuse_nan) {
+                                                        bool refuse) {
   const Tensor distance = dense(distance_in, 2, "distance");
   const int64_t queries = distance.size(0), gallery = distance.size(1);
   const Tensor query_ids = dense_int64(query_ids_in, queries, "query_ids"),
@@ -303,7 +303,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rank_metrics(const Tensor& distance_i
       for (int64_t q = task * kQueries; q < std::min(queries, (task + 1) * kQueries); ++q) {
         const T* row = distances + q * gallery;
         evaluation.partition(q, row, matches, dropped);
-        if (refuse_nan && (matches.empty() || draws) && ranker.contains_nan(row, gallery)) has_nan = true;
+        if (refuse && (matches.empty() || draws) && ranker.contains_nan(row, gallery)) has_nan = true;
         if (matches.empty()) {
           ap[q] = inp[q] = protocol == Protocol::kMuDeep ? 0.0 : std::numeric_limits<double>::quiet_NaN();
           continue;
@@ -327,7 +327,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rank_metrics(const Tensor& distance_i
         if (ranks[0] <= length) ++hits[worker][ranks[0] - 1];
       }
     });
-    STD_TORCH_CHECK(!(refuse_nan && has_nan), "distance should be free of NaN");
+    STD_TORCH_CHECK(!(refuse && has_nan), "distance should be free of NaN");
     int64_t total = 0;
     for (int64_t v : valid) total += v;
     *mutable_data<int64_t>(num_valid) = total;
