@@ -68,7 +68,7 @@ template <typename T>
 void small_distances(const T* x, int64_t batch, int64_t d, T* squared) {
   constexpr int64_t kRows = 8;
   const int64_t tasks = ceil_div(batch, kRows);
-  parallel_tasks(tasks, 4 * batch * kRows * d, [&](int64_t task, int64_t) {
+  parallel_tasks(tasks, 2 * batch * kRows * d, [&](int64_t task, int64_t) {
     const int64_t i = task * kRows, rows = std::min(kRows, batch - i);
     kernels<T>().pair_distances(x + i * d, rows, x + i * d, batch - i, d, squared + i * batch + i, batch);
   });
@@ -78,14 +78,16 @@ void small_distances(const T* x, int64_t batch, int64_t d, T* squared) {
   }
 }
 
-// small_distances, and each anchor's extremes among them.
+// small_distances, and each anchor's extremes among them. False if one is not finite: a value that is not makes its own
+// sample's distance to itself NaN.
 template <typename T>
-void mine_small(const T* x, const std::vector<int32_t>& labels, int64_t d, T* positive, T* negative,
+bool mine_small(const T* x, const std::vector<int32_t>& labels, int64_t d, T* positive, T* negative,
                 int64_t* positive_index, int64_t* negative_index) {
   const int64_t batch = static_cast<int64_t>(labels.size());
   Scratch<T> memory;
   T* squared = memory.reserve(batch * batch);
   small_distances(x, batch, d, squared);
+  bool finite = true;
   for (int64_t i = 0; i < batch; ++i) {
     const T* row = squared + i * batch;
     Hardest<T> hardest;
@@ -95,7 +97,9 @@ void mine_small(const T* x, const std::vector<int32_t>& labels, int64_t d, T* po
     negative_index[i] = hardest.negative_index;
     positive[i] = std::sqrt(row[hardest.positive_index]);
     negative[i] = std::sqrt(row[hardest.negative_index]);
+    finite &= std::isfinite(positive[i]) && std::isfinite(negative[i]);
   }
+  return finite;
 }
 
 // Whether squared distances cannot overflow: |value| at most sqrt(largest / 4 d), and no NaN.
@@ -123,13 +127,14 @@ Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::strin
     using T = decltype(zero);
     const auto& kernel = kernels<T>();
     const T* x = data<T>(features);
-    STD_TORCH_CHECK(!refuse || fit_squares(x, batch, d), "features should be finite, and their squares as well");
     T *p = mutable_data<T>(positive), *n = mutable_data<T>(negative);
     int64_t *pi = mutable_data<int64_t>(positive_index), *ni = mutable_data<int64_t>(negative_index);
     if (is_small(batch, d)) {
-      mine_small(x, compact, d, p, n, pi, ni);
+      const bool finite = mine_small(x, compact, d, p, n, pi, ni);
+      STD_TORCH_CHECK(finite || !refuse, "features should be finite, and their squares as well");
       return Result(positive, negative, positive_index, negative_index);
     }
+    STD_TORCH_CHECK(!refuse || fit_squares(x, batch, d), "features should be finite, and their squares as well");
     std::vector<Hardest<T>> hardest(batch);
     EuclideanTiles<T> tiles(x, batch, x, batch, d);
     for_each_tile(tiles, 0, batch, 0, batch,
