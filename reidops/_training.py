@@ -19,9 +19,10 @@ def float32_under_autocast(op: str) -> None:
 def differentiable(op: torch._ops.OpOverload, setup_context: Callable, backward: Callable) -> Callable:
     """Registers the operator's gradient with torch, and gives the operator as a function that gets to it sooner.
 
-    The way that torch.library makes for any operator goes through its Python code four times in a training step, which
-    takes longer than many a kernel. Where nothing asks for it (compilation, autocast, functorch, subclasses of Tensor),
-    the function goes straight to the operator's kernel, with an autograd.Function of the same setup_context and backward.
+    What torch.library makes for any operator goes through Python code four times in a training step, which takes
+    longer than many a kernel. Where nothing asks for it (compilation, autocast, functorch, subclasses of Tensor), the
+    function goes straight to the operator's kernel, by an autograd.Function of the same setup_context and backward.
+    `plain` says that the caller has seen to that.
     """
     torch.library.register_autograd(op.name(), backward, setup_context=setup_context)
 

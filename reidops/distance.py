@@ -181,9 +181,7 @@ def _shortest_path_backward(ctx: Any, grad: Tensor) -> Tensor:
     return torch.ops.reidops.shortest_path_backward(grad, cost)
 
 
-_shortest_path = differentiable(
-    torch.ops.reidops.shortest_path.default, _shortest_path_setup, _shortest_path_backward
-)
+_shortest_path = differentiable(torch.ops.reidops.shortest_path.default, _shortest_path_setup, _shortest_path_backward)
 differentiable_once("reidops::shortest_path_backward")
 float32_under_autocast("reidops::shortest_path")
 

@@ -69,7 +69,12 @@ def batch_hard(
         >>> mined.negative_index
         tensor([2, 2, 1, 1])
     """
-    if normalize is False and (validate is None or validate is True) and precision is None and is_ordinary(features, labels):
+    if (
+        normalize is False
+        and (validate is None or validate is True)
+        and precision is None
+        and is_ordinary(features, labels)
+    ):
         with suppress(RuntimeError):  # the checks then say what is wrong
             return BatchHard(*_batch_hard(features, labels, "highest", True, plain=True))
     check_flag("normalize", normalize)

@@ -35,9 +35,9 @@ class Cells {
  public:
   Cells(const Sizes& sizes, bool aligned) : s_(sizes), aligned_(aligned), memory_(3 * s_.m * s_.n) {}
 
-  T* distance() { return memory_.data(); }                    // |x_a - y_b|
-  T* cost() { return memory_.data() + s_.m * s_.n; }           // its tanh(. / 2)
-  T* total() { return memory_.data() + 2 * s_.m * s_.n; }      // of the cheapest path to the cell
+  T* distance() { return memory_.data(); }                 // |x_a - y_b|
+  T* cost() { return memory_.data() + s_.m * s_.n; }       // its tanh(. / 2)
+  T* total() { return memory_.data() + 2 * s_.m * s_.n; }  // of the cheapest path to the cell
 
   void fill(const T* x, const T* y) {
     if (aligned_) {

@@ -24,7 +24,7 @@ inline __attribute__((always_inline)) typename Simd<T>::Vector fold(typename Sim
   return __builtin_shufflevector(a, b, interleaved<T>(kIndex, kRun, false)...) +
          __builtin_shufflevector(a, b, interleaved<T>(kIndex, kRun, true)...);
 #else
-  using Indices = typename Simd<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>::Vector;
+  using Indices = typename Simd<std::conditional_t<sizeof(T) == 4, int32_t, int64_t> >::Vector;
   return __builtin_shuffle(a, b, Indices{interleaved<T>(kIndex, kRun, false)...}) +
          __builtin_shuffle(a, b, Indices{interleaved<T>(kIndex, kRun, true)...});
 #endif
