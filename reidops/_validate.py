@@ -12,13 +12,31 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from ._training import AUTOCAST_DEVICES
 
 HALF = (torch.float16, torch.bfloat16)
 FLOATS = (*HALF, torch.float32, torch.float64)
 NOT_INTEGERS = (torch.bool, torch.complex32, torch.complex64, torch.complex128)
+LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATS}
+ORDINARY = (torch.float32, torch.float64, torch.int64)
 PRECISIONS = ("highest", "high", "medium")
+
+
+def is_ordinary(*tensors: Tensor) -> bool:
+    """float32, float64 and int64 tensors on the CPU in plain eager mode: an operator may be tried at once.
+
+    What the checks of types and shapes refuse, the operator refuses as well, so that they can wait for its error.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return False
+    return all(type(t) in (Tensor, Parameter) and t.is_cpu and t.dtype in ORDINARY for t in tensors)
 
 
 def check_floats(**tensors: Tensor) -> None:
@@ -120,8 +138,8 @@ def check_finite(**tensors: Tensor) -> None:
     """Neither NaN nor infinity. Finite sums prove it in one pass; only if one is not, every value is looked at."""
     if not tensors:
         return
-    sums = torch.stack([tensor.detach().sum() for tensor in tensors.values()])  # one wait for the device
-    for (name, tensor), total in zip(tensors.items(), sums.tolist(), strict=True):
+    sums = _numbers([tensor.detach().sum() for tensor in tensors.values()])
+    for (name, tensor), total in zip(tensors.items(), sums, strict=True):
         if not math.isfinite(total):
             _refuse(name, tensor, ~tensor.isfinite(), "finite")
 
@@ -131,9 +149,9 @@ def check_features(**tensors: Tensor) -> None:
     tensors = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
     if not tensors:
         return
-    extremes = torch.stack([torch.stack(tensor.detach().aminmax()) for tensor in tensors.values()])  # one wait
-    for (name, tensor), (low, high) in zip(tensors.items(), extremes.tolist(), strict=True):
-        limit = math.sqrt(torch.finfo(tensor.dtype).max / (4 * tensor.shape[-1]))
+    extremes = _numbers([extreme for tensor in tensors.values() for extreme in tensor.detach().aminmax()])
+    for (name, tensor), low, high in zip(tensors.items(), extremes[::2], extremes[1::2], strict=True):
+        limit = math.sqrt(LARGEST[tensor.dtype] / (4 * tensor.shape[-1]))
         if max(-low, high) <= limit:
             continue
         _refuse(name, tensor, ~tensor.isfinite(), "finite")
@@ -186,6 +204,13 @@ def _refuse(name: str, tensor: Tensor, is_bad: Tensor, wanted: str) -> None:
         place = places[0].tolist()
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""
         raise ValueError(f"{name} should be {wanted}, got {tensor[tuple(place)].item()} at {place}{more}")
+
+
+def _numbers(scalars: list[Tensor]) -> list[float]:
+    """Their values, with one wait for the device."""
+    if scalars[0].device.type == "cpu":
+        return [scalar.item() for scalar in scalars]
+    return torch.stack(scalars).tolist()
 
 
 def _autocast(tensor: Tensor) -> bool:

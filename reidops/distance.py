@@ -1,6 +1,7 @@
 """Distances: Euclidean, the shortest path through a cost matrix, and DMLI, the aligned distance of striped images."""
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ._extension import check_kernel
 from ._numpy import Array, numpy_in_numpy_out
-from ._training import differentiable_once, float32_under_autocast
+from ._training import differentiable, differentiable_once, float32_under_autocast
 from ._validate import (
     check_features,
     check_finite,
@@ -17,6 +18,7 @@ from ._validate import (
     check_precision,
     check_shape,
     checks_values,
+    is_ordinary,
     result_dtype,
     widen,
 )
@@ -157,7 +159,7 @@ def shortest_path(cost: Array, *, validate: bool | None = None) -> Array:
     (cost,) = widen(cost)
     if checks_values(cost, validate):
         check_finite(cost=cost)
-    return torch.ops.reidops.shortest_path(cost.reshape(leading.numel(), m, n)).reshape(leading).to(dtype)
+    return _shortest_path(cost.reshape(leading.numel(), m, n)).reshape(leading).to(dtype)
 
 
 @torch.library.register_fake("reidops::shortest_path")
@@ -179,7 +181,7 @@ def _shortest_path_backward(ctx: Any, grad: Tensor) -> Tensor:
     return torch.ops.reidops.shortest_path_backward(grad, cost)
 
 
-torch.library.register_autograd("reidops::shortest_path", _shortest_path_backward, setup_context=_shortest_path_setup)
+_shortest_path = differentiable(torch.ops.reidops.shortest_path.default, _shortest_path_setup, _shortest_path_backward)
 differentiable_once("reidops::shortest_path_backward")
 float32_under_autocast("reidops::shortest_path")
 
@@ -257,6 +259,9 @@ def dmli(x: Tensor, y: Tensor, *, aligned: bool = True, validate: bool | None = 
         >>> dmli(x, y, aligned=False)
         tensor([1.5232])
     """
+    if isinstance(aligned, bool) and (validate is None or validate is True) and is_ordinary(x, y):
+        with suppress(RuntimeError):  # the checks then say what is wrong
+            return _dmli(x, y, aligned, True, plain=True)
     check_floats(x=x, y=y)
     check_shape("x", x, ("B", "m", "d"), empty=True)
     check_shape("y", y, (x.shape[0], "n", x.shape[2]), like=f"like x {tuple(x.shape)}", empty=True)
@@ -266,7 +271,7 @@ def dmli(x: Tensor, y: Tensor, *, aligned: bool = True, validate: bool | None = 
     x, y = widen(x, y)
     if checks_values(x, validate):
         check_finite(x=x, y=y)
-    return torch.ops.reidops.dmli(x, y, aligned).to(dtype)
+    return _dmli(x, y, aligned).to(dtype)
 
 
 def _check_stripes(x: Tensor, y: Tensor, aligned: bool) -> None:
@@ -279,7 +284,7 @@ def _check_stripes(x: Tensor, y: Tensor, aligned: bool) -> None:
 
 
 @torch.library.register_fake("reidops::dmli")
-def _dmli_fake(x: Tensor, y: Tensor, aligned: bool) -> Tensor:
+def _dmli_fake(x: Tensor, y: Tensor, aligned: bool, refuse: bool = False) -> Tensor:
     return x.new_empty(x.shape[0])
 
 
@@ -289,18 +294,18 @@ def _dmli_backward_fake(grad: Tensor, x: Tensor, y: Tensor, aligned: bool) -> tu
 
 
 def _dmli_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, y, ctx.aligned = inputs
+    x, y, ctx.aligned, *_ = inputs
     ctx.save_for_backward(x, y)
 
 
 def _dmli_backward(ctx: Any, grad: Tensor) -> tuple:
     x, y = ctx.saved_tensors
     grad_x, grad_y = torch.ops.reidops.dmli_backward(grad, x, y, ctx.aligned)
-    needs_x, needs_y, _ = ctx.needs_input_grad
-    return grad_x if needs_x else None, grad_y if needs_y else None, None
+    needs_x, needs_y, *rest = ctx.needs_input_grad
+    return grad_x if needs_x else None, grad_y if needs_y else None, *(None for _ in rest)
 
 
-torch.library.register_autograd("reidops::dmli", _dmli_backward, setup_context=_dmli_setup)
+_dmli = differentiable(torch.ops.reidops.dmli.default, _dmli_setup, _dmli_backward)
 differentiable_once("reidops::dmli_backward")
 float32_under_autocast("reidops::dmli")
 

@@ -127,8 +127,8 @@ class AlignedTripletLoss(nn.Module):
         like = f"like global_features {tuple(global_features.shape)}"
         check_shape("local_features", local_features, (global_features.shape[0], "stripes", "c"), like=like)
         mined = batch_hard(global_features, labels, normalize=self.normalize)
-        positive = dmli(local_features, local_features[mined.positive_index])
-        negative = dmli(local_features, local_features[mined.negative_index])
+        positive = dmli(local_features, local_features.index_select(0, mined.positive_index))
+        negative = dmli(local_features, local_features.index_select(0, mined.negative_index))
         return AlignedTripletLosses(
             _triplet(mined.positive_distance, mined.negative_distance, self.margin),
             _triplet(positive, negative, self.margin),

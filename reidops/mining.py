@@ -1,12 +1,13 @@
 """Batch-hard mining: for every anchor of a batch its farthest positive and its nearest negative."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._extension import check_kernel
-from ._training import differentiable_once, float32_under_autocast
+from ._training import differentiable, differentiable_once, float32_under_autocast
 from ._validate import (
     check_features,
     check_flag,
@@ -16,6 +17,7 @@ from ._validate import (
     check_precision,
     check_shape,
     checks_values,
+    is_ordinary,
     result_dtype,
     widen,
 )
@@ -67,6 +69,14 @@ def batch_hard(
         >>> mined.negative_index
         tensor([2, 2, 1, 1])
     """
+    if (
+        normalize is False
+        and (validate is None or validate is True)
+        and precision is None
+        and is_ordinary(features, labels)
+    ):
+        with suppress(RuntimeError):  # the checks then say what is wrong
+            return BatchHard(*_batch_hard(features, labels, check_precision(None), True, plain=True))
     check_flag("normalize", normalize)
     check_floats(features=features)
     check_shape("features", features, ("B", "d"))
@@ -80,7 +90,7 @@ def batch_hard(
         _check_negatives(labels)
     if normalize:
         features = torch.nn.functional.normalize(features, dim=1)
-    positive, negative, positive_index, negative_index = torch.ops.reidops.batch_hard(features, labels, precision)
+    positive, negative, positive_index, negative_index = _batch_hard(features, labels, precision)
     return BatchHard(positive.to(dtype), negative.to(dtype), positive_index, negative_index)
 
 
@@ -101,7 +111,9 @@ def _check_negatives(labels: Tensor) -> None:
 
 
 @torch.library.register_fake("reidops::batch_hard")
-def _batch_hard_fake(features: Tensor, labels: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _batch_hard_fake(
+    features: Tensor, labels: Tensor, precision: str, refuse: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     size = features.shape[0]
     return features.new_empty(size), features.new_empty(size), labels.new_empty(size), labels.new_empty(size)
 
@@ -122,14 +134,19 @@ def _batch_hard_backward_fake(
 def _batch_hard_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     features, *_ = inputs
     ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)  # no zeros for the indices
     ctx.save_for_backward(features, *output)
 
 
-def _batch_hard_backward(ctx: Any, grad_positive: Tensor, grad_negative: Tensor, *_: Any) -> tuple:
-    return torch.ops.reidops.batch_hard_backward(grad_positive, grad_negative, *ctx.saved_tensors), None, None
+def _batch_hard_backward(ctx: Any, grad_positive: Tensor | None, grad_negative: Tensor | None, *_: Any) -> tuple:
+    features, positive, negative, *indices = ctx.saved_tensors
+    grad_positive = torch.zeros_like(positive) if grad_positive is None else grad_positive
+    grad_negative = torch.zeros_like(negative) if grad_negative is None else grad_negative
+    grad = torch.ops.reidops.batch_hard_backward(grad_positive, grad_negative, features, positive, negative, *indices)
+    return grad, *(None for _ in ctx.needs_input_grad[1:])
 
 
-torch.library.register_autograd("reidops::batch_hard", _batch_hard_backward, setup_context=_batch_hard_setup)
+_batch_hard = differentiable(torch.ops.reidops.batch_hard.default, _batch_hard_setup, _batch_hard_backward)
 differentiable_once("reidops::batch_hard_backward")
 float32_under_autocast("reidops::batch_hard")
 
@@ -174,7 +191,7 @@ def batch_hard_from_distance(distance: Tensor, labels: Tensor, *, validate: bool
     if checks_values(distance, validate):
         check_no_nan("distance", distance.detach())
         _check_negatives(labels)
-    positive, negative, positive_index, negative_index = torch.ops.reidops.batch_hard_from_distance(distance, labels)
+    positive, negative, positive_index, negative_index = _batch_hard_from_distance(distance, labels)
     return BatchHard(positive.to(dtype), negative.to(dtype), positive_index, negative_index)
 
 
@@ -196,9 +213,9 @@ def _batch_hard_from_distance_backward(ctx: Any, grad_positive: Tensor, grad_neg
     return grad.scatter(1, negative_index, grad_negative.unsqueeze(1)), None
 
 
-torch.library.register_autograd(
-    "reidops::batch_hard_from_distance",
+_batch_hard_from_distance = differentiable(
+    torch.ops.reidops.batch_hard_from_distance.default,
+    _batch_hard_from_distance_setup,
     _batch_hard_from_distance_backward,
-    setup_context=_batch_hard_from_distance_setup,
 )
 float32_under_autocast("reidops::batch_hard_from_distance")

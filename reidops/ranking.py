@@ -97,11 +97,21 @@ def rank_metrics(
     seed = check_between("seed", seed, -(2**63), 2**63 - 1)
     check_kernel("rank_metrics", distance)
     (distance,) = widen(distance)
-    if checks_values(distance, validate):
+    arguments = (
+        distance, query_ids, gallery_ids, query_cameras, gallery_cameras, max_rank, protocol, num_draws, seed,
+    )  # fmt: skip
+    if not checks_values(distance, validate):
+        scores = torch.ops.reidops.rank_metrics(*arguments)
+    elif distance.device.type == "cpu":  # where the operator looks for NaN in what it reads anyway
+        try:
+            scores = torch.ops.reidops.rank_metrics(*arguments, refuse=True)
+        except RuntimeError:
+            check_no_nan("distance", distance)
+            raise
+    else:
         check_no_nan("distance", distance)
-    cmc, average_precision, inverse_penalty, num_valid = torch.ops.reidops.rank_metrics(
-        distance, query_ids, gallery_ids, query_cameras, gallery_cameras, max_rank, protocol, num_draws, seed
-    )
+        scores = torch.ops.reidops.rank_metrics(*arguments)
+    cmc, average_precision, inverse_penalty, num_valid = scores
     if checks_values(num_valid, validate) and num_valid == 0:
         raise ValueError(
             f"query_ids should have a match in gallery_ids, got none for any of the {len(query_ids)} queries (after"
@@ -132,6 +142,7 @@ def _rank_metrics_fake(
     protocol: str,
     num_draws: int,
     seed: int,
+    refuse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, columns = distance.shape
     empty = torch.empty(rows, dtype=torch.float64, device=distance.device)

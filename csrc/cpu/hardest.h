@@ -43,7 +43,10 @@ class HardestTable {
     }
   }
 
-  // kNone where every distance was infinite or not a number
+  // Squared, where there is an index.
+  T positive(int64_t anchor) const { return positive_[anchor]; }
+  T negative(int64_t anchor) const { return negative_[anchor]; }
+  // kNone where no distance was a number, or none finite.
   int32_t positive_index(int64_t anchor) const { return positive_index_[anchor]; }
   int32_t negative_index(int64_t anchor) const { return negative_index_[anchor]; }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../core/cancellation.h"
+#include "order_key.h"
 
 namespace reidops {
 
@@ -18,6 +19,10 @@ enum class SimdLevel { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, k
 SimdLevel simd_level();
 std::string simd_level_name(SimdLevel level);
 std::vector<std::string> available_simd_levels();
+
+struct DrawnImages {
+  int64_t nearer, equal;
+};
 
 template <typename T>
 struct Kernels {
@@ -54,6 +59,38 @@ struct Kernels {
   T (*exponentials)(T* values, int64_t count, T shift);
 
   T (*dot)(const T* x, const T* y, int64_t count);
+
+  // keys[j] = integers in the order of the values, both zeros alike and NaN as infinity; then kLargestKey up to a whole
+  // vector of `lanes`. True if a value is NaN.
+  bool (*order_keys)(const T* values, int64_t count, OrderKey<T>* keys);
+
+  // counts[i, :] of (thresholds, lanes) grows by how many of the keys are smaller than thresholds[i], spread over the
+  // lanes. keys: filled up to a whole vector, as order_keys does. next: as much memory that will be read soon, to be
+  // fetched meanwhile.
+  void (*count_below)(const OrderKey<T>* keys, int64_t count, const OrderKey<T>* thresholds, int64_t thresholds_count,
+                      OrderKey<T>* counts, const T* next);
+
+  int64_t (*count_equal)(const OrderKey<T>* keys, int64_t count, OrderKey<T> key);
+
+  // Of one image drawn from each of `count` identities (core/draw.h), how many keys are smaller than the given one, and
+  // how many equal. keys: those of identity s at first[s] .. first[s + 1].
+  DrawnImages (*count_drawn)(uint64_t hash, const int64_t* identities, const int64_t* first, int64_t count,
+                             const OrderKey<T>* keys, OrderKey<T> key);
+
+  // out[i * stride + j] = squared distance of x[i] of (m, depth) and y[j] of (n, depth), from the differences; equal for
+  // equal rows, and the same from either side.
+  void (*pair_distances)(const T* x, int64_t m, const T* y, int64_t n, int64_t depth, T* out, int64_t stride);
+
+  // values: squared distances of stripes, become distances; costs[j] = tanh(values[j] / 2).
+  void (*stripe_costs)(T* values, int64_t count, T* costs);
+
+  // values: distances of stripes, become d tanh(d / 2) / d d / d: what the difference of the stripes is weighed with in
+  // the gradient; 0 for equal stripes.
+  void (*stripe_slopes)(T* values, int64_t count);
+
+  // out = sum over c of weights[c] (self - others[c]), (depth) each.
+  void (*weighted_differences)(const T* self, const T* const* others, const T* weights, int64_t count, int64_t depth,
+                               T* out);
 };
 
 template <typename T>

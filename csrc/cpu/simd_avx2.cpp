@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "engine.h"
@@ -15,6 +17,7 @@
 #endif
 #include <immintrin.h>
 
+#include "../core/draw.h"
 #include "../core/stripe.h"
 
 #define REIDOPS_LEVEL avx2

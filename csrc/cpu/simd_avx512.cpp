@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "engine.h"
@@ -19,6 +21,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // said of intrinsics that leave a register undefined
 #endif
 
+#include "../core/draw.h"
 #include "../core/stripe.h"
 
 #define REIDOPS_LEVEL avx512

@@ -1,8 +1,11 @@
 // Vector kernels for every processor: SSE2 on x86-64, NEON on arm64.
+#include <type_traits>
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include "../core/draw.h"
 #include "../core/stripe.h"
 
 #include "engine.h"

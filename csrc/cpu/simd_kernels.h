@@ -92,7 +92,8 @@ inline __attribute__((always_inline)) typename Simd<float>::Vector inverse_root(
 
 // tanh(d / 2) of the squared distance: of d^2 / 4 = z, tanh(sqrt(z)) = sqrt(z) p(z) / q(z) = z p(z) / sqrt(z q(z)^2).
 // p and q come times 256, so that z q^2 stays normal as long as z is.
-inline __attribute__((always_inline)) typename Simd<float>::Vector stripe_distance(typename Simd<float>::Vector squared) {
+inline __attribute__((always_inline)) typename Simd<float>::Vector stripe_distance(
+    typename Simd<float>::Vector squared) {
   using Vector = typename Simd<float>::Vector;
   const Vector quarter = 0.25f * squared, most = Vector{} + kTanhReach * kTanhReach, least = Vector{} + 1.2e-38f;
   const Vector z = quarter > most ? most : quarter;  // a NaN stays one
@@ -259,6 +260,12 @@ T exponentials(T* values, int64_t count, T shift) {
   return sum;
 }
 
+inline __attribute__((always_inline)) float root(float x) { return __builtin_sqrtf(x); }
+inline __attribute__((always_inline)) double root(double x) { return __builtin_sqrt(x); }
+
+#include "simd_pairs.h"
+#include "simd_ranking.h"
+
 template <typename T>
 const Kernels<T>* table() {
   static constexpr Kernels<T> kTable = {Simd<T>::kLanes,
@@ -270,7 +277,15 @@ const Kernels<T>* table() {
                                         harden<T>,
                                         scan<T>,
                                         exponentials<T>,
-                                        dot<T>};
+                                        dot<T>,
+                                        order_keys<T>,
+                                        count_below<T>,
+                                        count_equal<T>,
+                                        count_drawn<T>,
+                                        pair_distances<T>,
+                                        stripe_costs<T>,
+                                        stripe_slopes<T>,
+                                        weighted_differences<T>};
   return &kTable;
 }
 

@@ -7,8 +7,6 @@
 // in L1 while the row panels (4 KB each) pass by; the next row panel is fetched ahead into L1, the next columns into L2,
 // which is worth a fifth. With 128 rows a right-hand element serves 256 FLOPs, so that memory stands far behind.
 
-#include <utility>
-
 namespace reidops {
 namespace REIDOPS_LEVEL {
 
@@ -86,31 +84,41 @@ void multiply(const unsigned char* left_bytes, int64_t row_panels, const unsigne
 }
 
 // Packing turns blocks of kLanes rows by as many steps of depth, which costs log2(lanes) shuffles a vector.
-template <int kWidth, int kApart, typename Vector, int... kLane>
-inline __attribute__((always_inline)) void exchange(Vector& a, Vector& b, std::integer_sequence<int, kLane...>) {
-  const Vector low = __builtin_shufflevector(a, b, ((kLane & kApart) ? kWidth + kLane - kApart : kLane)...);
-  const Vector high = __builtin_shufflevector(a, b, ((kLane & kApart) ? kWidth + kLane : kLane + kApart)...);
+// The lanes i with (i & apart) of a change places with the lanes i - apart of b.
+template <typename T, int kApart, int... kLane>
+inline __attribute__((always_inline)) void exchange(typename Simd<T>::Vector& a, typename Simd<T>::Vector& b,
+                                                    std::integer_sequence<int, kLane...>) {
+  constexpr int kWidth = static_cast<int>(Simd<T>::kLanes);
+#if defined(__clang__)
+  const auto low = __builtin_shufflevector(a, b, ((kLane & kApart) ? kWidth + kLane - kApart : kLane)...);
+  const auto high = __builtin_shufflevector(a, b, ((kLane & kApart) ? kWidth + kLane : kLane + kApart)...);
+#else
+  using Indices = typename Simd<std::conditional_t<sizeof(T) == 4, int32_t, int64_t> >::Vector;
+  const auto low = __builtin_shuffle(a, b, Indices{((kLane & kApart) ? kWidth + kLane - kApart : kLane)...});
+  const auto high = __builtin_shuffle(a, b, Indices{((kLane & kApart) ? kWidth + kLane : kLane + kApart)...});
+#endif
   a = low;
   b = high;
 }
 
-template <int kApart, int kWidth, typename Vector>
-inline __attribute__((always_inline)) void transpose_steps(Vector* block) {
+template <typename T, int kApart>
+inline __attribute__((always_inline)) void transpose_steps(typename Simd<T>::Vector* block) {
+  constexpr int kWidth = static_cast<int>(Simd<T>::kLanes);
   if constexpr (kApart < kWidth) {
 #pragma GCC unroll 16
     for (int i = 0; i < kWidth; ++i) {
       if ((i & kApart) == 0) {
-        exchange<kWidth, kApart>(block[i], block[i + kApart], std::make_integer_sequence<int, kWidth>());
+        exchange<T, kApart>(block[i], block[i + kApart], std::make_integer_sequence<int, kWidth>());
       }
     }
-    transpose_steps<2 * kApart, kWidth>(block);
+    transpose_steps<T, 2 * kApart>(block);
   }
 }
 
 // block: kLanes vectors, turned as a square matrix.
 template <typename T>
 inline __attribute__((always_inline)) void transpose(typename Simd<T>::Vector* block) {
-  transpose_steps<1, static_cast<int>(Simd<T>::kLanes)>(block);
+  transpose_steps<T, 1>(block);
 }
 
 template <typename T, int64_t kWidth>

@@ -49,7 +49,7 @@ void mine_in_tiles(const Rows<T>& features, const Tensor& labels, Format format,
   finish_mining(features, hardest, out, like);
 }
 
-Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::string precision) {
+Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::string precision, bool /*refuse*/) {
   check_input(features_in, 2, "features");
   const int64_t batch = features_in.size(0), d = features_in.size(1);
   STD_TORCH_CHECK(batch >= 1 && d >= 1, "features should not be empty");

@@ -284,7 +284,7 @@ Layout make_layout(const Tensor& x, const Tensor& y, const Sizes& s, int64_t cel
   return layout;
 }
 
-Tensor dmli(const Tensor& x_in, const Tensor& y_in, bool aligned) {
+Tensor dmli(const Tensor& x_in, const Tensor& y_in, bool aligned, bool /*refuse*/) {
   const Sizes s = check_pairs(x_in, y_in, aligned);
   const DeviceGuard guard(x_in.get_device_index());
   Tensor out = new_tensor({s.batch}, x_in.scalar_type(), x_in);

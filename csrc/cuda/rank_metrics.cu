@@ -277,7 +277,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rank_metrics(const Tensor& distance_i
                                                         const Tensor& gallery_ids_in,
                                                         std::optional<Tensor> query_cameras_in,
                                                         std::optional<Tensor> gallery_cameras_in, int64_t max_rank,
-                                                        std::string protocol_name, int64_t num_draws, int64_t seed) {
+                                                        std::string protocol_name, int64_t num_draws, int64_t seed,
+                                                        bool /*refuse*/) {
   check_input(distance_in, 2, "distance");
   const int64_t queries = distance_in.size(0), gallery = distance_in.size(1);
   check_int64(query_ids_in, queries, distance_in, "query_ids");

@@ -25,6 +25,11 @@ def results(ops, dtype):
         found[f"dmli_matrix unaligned {width}"] = ops.dmli_matrix(stripes_x, stripes_y, aligned=False)
         attention = [random(2, width, 9, seed=s, dtype=dtype) / 3 for s in range(3)]
         found[f"channel_attention {width}"] = ops.channel_attention(*attention)
+    distance, identities = (4 * random(5, 1300, dtype=dtype).abs()).round(), integers(1300, high=60)
+    for protocol in ("market1501", "mudeep", "cuhk03"):
+        for name, matches in (("few", identities), ("many", identities % 3)):
+            scores = ops.rank_metrics(distance, torch.arange(5) % 3, matches, protocol=protocol, num_draws=3)
+            found[f"rank_metrics {protocol} {name}"] = scores.average_precision
     found["shortest_path"] = ops.shortest_path(random(21, 6, 9, dtype=dtype).abs())
     features = clustered(40, 12, clusters=5, dtype=dtype)
     found["k_reciprocal"] = ops.k_reciprocal(features[:10], features[10:], k1=6, k2=3)

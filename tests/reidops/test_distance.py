@@ -340,3 +340,22 @@ def test_dmli_gradient_of_stripes_far_apart(width, device):
     expected = gradients(lambda x, y: reference.dmli(x, y, aligned=False), x.double().cpu(), y.double().cpu())
     for one, other in zip(actual, expected, strict=True):
         assert_gradient(one, other)
+
+
+@pytest.mark.parametrize("m, n", [(1, 1), (1, 7), (3, 2), (5, 9), (8, 8)])
+@pytest.mark.parametrize("width", [1, 3, 16, 31, 33, 130])
+def test_dmli_blocks_of_stripes(m, n, width, device):
+    x, y = random(3, m, width, device=device) / width**0.5, random(3, n, width, seed=1, device=device) / width**0.5
+    assert_relative(reidops.dmli(x, y), reference.dmli(x, y))
+    mine = gradients(lambda a, b: reidops.dmli(a, b), x, y)
+    for actual, expected in zip(mine, gradients(lambda a, b: reference.dmli(a, b), x, y), strict=True):
+        assert_gradient(actual, expected.cpu())
+
+
+def test_dmli_of_equal_stripes_wherever_they_stand(device):
+    stripe = random(1, 1, 37, device=device)
+    x, y = stripe.expand(2, 7, 37), stripe.expand(2, 5, 37)
+    assert torch.equal(reidops.dmli(x, y), torch.zeros(2, device=device))
+    other = random(2, 1, 37, seed=1, device=device)
+    costs = [reidops.dmli(x[:, a : a + 1], other) for a in range(7)]
+    assert all(torch.equal(cost, costs[0]) for cost in costs)

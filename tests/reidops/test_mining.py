@@ -25,7 +25,10 @@ def assert_batch_hard(actual, expected):
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("batch, width, identities", [(2, 1, 2), (5, 3, 2), (33, 128, 8), (64, 2048, 16), (130, 17, 9)])
+@pytest.mark.parametrize(
+    "batch, width, identities",
+    [(2, 1, 2), (5, 3, 2), (33, 128, 8), (64, 2048, 16), (130, 17, 9), (97, 1999, 9), (600, 24, 40)],
+)
 def test_batch_hard(batch, width, identities, dtype, normalize, device):
     features = random(batch, width, dtype=dtype, device=device)
     labels = labels_for(batch, identities, device)

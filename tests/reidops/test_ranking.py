@@ -97,6 +97,40 @@ def test_reference(protocol, ties, with_cameras, device):
             assert values.ndim == (1 if name in ("cmc", "average_precision") else 0), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("identities", [2, 5, 40, 700])
+def test_many_images_and_matches(identities, ties, dtype, device):
+    """Galleries of several blocks, with few matches and with far more than are counted by vectors."""
+    distance, *rest = ranking_problem(7, 1700, identities=identities + 1, seed=identities, ties=ties, device=device)
+    for protocol in PROTOCOLS:
+        options = {"protocol": protocol, "num_draws": 3}
+        result = reidops.rank_metrics(distance.to(dtype), *rest, **options)
+        assert_metrics(result, reference.rank_metrics(distance.to(dtype), *rest, **options))
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 511, 512, 513, 1024, 1025])
+def test_all_images_tie(size, device):
+    ids = torch.arange(size, device=device) % 3
+    distance = torch.zeros(3, size, device=device)
+    query_ids = torch.arange(3, device=device)
+    for values in (0.0, float("inf"), -1.0):
+        result = reidops.rank_metrics(distance + values, query_ids, ids, protocol="mudeep")
+        assert_metrics(result, reference.rank_metrics(distance + values, query_ids, ids, protocol="mudeep"))
+
+
+@pytest.mark.parametrize("matches", [3, 100])
+def test_nan_anywhere_is_refused(matches, device):
+    gallery_ids = torch.arange(1300, device=device) // matches
+    query_ids = torch.tensor([0, 5, -7], device=device)  # the last one finds no match
+    for place in ((0, 0), (1, 511), (1, 1299), (2, 1024)):
+        for protocol in PROTOCOLS:
+            distance = random(3, 1300, device=device).abs()
+            distance[place] = float("nan")
+            with pytest.raises(ValueError, match=rf"distance .*nan at \[{place[0]}, {place[1]}\]"):
+                reidops.rank_metrics(distance, query_ids, gallery_ids, protocol=protocol, num_draws=2)
+
+
 @pytest.mark.parametrize("num_draws, seed", [(1, 0), (7, 1), (100, -1), (3, 2**62)])
 def test_draws_are_those_of_the_reference(num_draws, seed, device):
     problem = ranking_problem(12, 70, device=device)
