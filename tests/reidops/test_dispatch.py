@@ -1,5 +1,6 @@
 """The answers do not depend on the number of threads, nor on the instruction set beyond rounding."""
 
+import json
 import os
 import subprocess
 import sys
@@ -91,3 +92,50 @@ def test_every_instruction_set_agrees_with_the_reference(level, tmp_path):
             actual = found[f"{dtype} {name}".removeprefix("torch.")]
             largest = RELATIVE[dtype] * np.abs(expected).max() if "attention" in name or "reciprocal" in name else 0
             np.testing.assert_allclose(actual, expected, rtol=RELATIVE[dtype], atol=largest, err_msg=name)
+
+
+MOST_ERROR = {
+    "highest": 1e-5,
+    "high": 3e-4,
+    "medium": 5e-2,
+}  # all digits of float32, at least 16 of its bits, at least 8
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_precision_keeps_its_digits(level, tmp_path):
+    if level not in reidops.build_info()["simd_levels"]:
+        pytest.skip(f"this machine has no {level}")
+    script = Path(__file__).with_name("precision_results.py")
+    file = tmp_path / "errors.json"
+    subprocess.run([sys.executable, script, file], env={**os.environ, "REIDOPS_SIMD": level}, check=True)
+    for precision, errors in json.loads(file.read_text()).items():
+        for name, error in errors.items():
+            assert error <= MOST_ERROR[precision], f"{name} at {precision}: relative error {error}"
+        if precision == "medium" and level in ("avx512_bf16", "amx"):
+            assert errors["knn"] > 1e-4  # products of bfloat16 are really what is used
+
+
+def bits_differ(first, second):
+    return [
+        name for name in first if any(not torch.equal(a, b) for a, b in zip(first[name], second[name], strict=True))
+    ]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_the_same_bits_again_and_again(threads, keep_threads):
+    """Pairs of a symmetric set are made once, by threads in no order, which must not show."""
+    torch.set_num_threads(threads)
+    features = clustered(1500, 40, clusters=200, seed=3)
+    labels = integers(1500, high=300)
+
+    def run():
+        return {
+            "knn": reidops.knn(features, features, 25),
+            "k_reciprocal": [reidops.k_reciprocal(features[:200], features[200:])],
+            "topk": reidops.k_reciprocal(features[:200], features[200:], topk=30),
+            "batch_hard": reidops.batch_hard(features, labels),
+        }
+
+    first = run()
+    for _ in range(5):
+        assert bits_differ(first, run()) == []

@@ -77,6 +77,31 @@ def test_a_row_finds_itself_first(device):
     assert torch.equal(result.distance[:, 0], torch.zeros(300, device=device))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("count, width, k", [(1, 1, 1), (5, 3, 5), (257, 7, 40), (1300, 9, 3), (520, 2, 520)])
+def test_a_set_with_itself(count, width, k, dtype, device):
+    """Each pair is made once; the same neighbours as of two sets that are equal."""
+    points = random(count, width, dtype=dtype, device=device)
+    itself, clone = reidops.knn(points, points, k), reidops.knn(points, points.clone(), k)
+    assert_relative(itself.distance, reference.knn(points, points, k).distance)
+    torch.testing.assert_close(itself.distance, clone.distance)
+    assert (itself.index != clone.index).double().mean() < 0.01  # nearly equal distances
+
+
+@pytest.mark.parametrize("k", [1, 20, 700])
+@pytest.mark.parametrize("high", [1, 2, 3])
+def test_ties_of_a_set_with_itself_take_the_lowest_index(high, k, device):
+    points = integers(1100, 4, high=high, dtype=torch.float32, device=device)
+    result, expected = reidops.knn(points, points, k), reference.knn(points, points, k)
+    assert torch.equal(result.index.cpu(), expected.index.cpu())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout_of_a_set_with_itself(layout, device):
+    points = laid_out(random(30, 40, device=device), layout)
+    assert_relative(reidops.knn(points, points, 3).distance, reference.knn(points, points, 3).distance)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout(layout, device):
     query = laid_out(random(9, 20, device=device), layout)

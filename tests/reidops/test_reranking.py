@@ -181,6 +181,29 @@ def test_topk_is_the_head_of_the_sorted_result(topk, variant, device):
     assert all(len(set(row)) == topk for row in result.index.tolist())
 
 
+@pytest.mark.parametrize("lambda_value", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("topk", [1, 7, 100, 460])
+@pytest.mark.parametrize("kind", ["clusters", "noise", "ties", "equal", "stripes"])
+def test_topk_is_the_sorted_result_to_the_last_bit(kind, topk, lambda_value, device):
+    """Whether the best are listed, share a neighbour, or tie with what was left out."""
+    features = {
+        "clusters": clustered(500, 24, clusters=60, device=device),
+        "noise": random(500, 24, device=device),
+        "ties": integers(500, 3, high=3, dtype=torch.float32, device=device),
+        "equal": torch.ones(500, 5, device=device),
+        "stripes": clustered(500, 3, 8, clusters=60, device=device),
+    }[kind]
+    query, gallery = features[:40], features[40:]
+    options = {"k1": 12, "k2": 4, "lambda_value": lambda_value}
+    if kind == "stripes":
+        query, gallery, options = None, None, options | {"query_local": features[:40], "gallery_local": features[40:]}
+    full = reidops.k_reciprocal(query, gallery, **options)
+    best = reidops.k_reciprocal(query, gallery, **options, topk=topk)
+    distance, index = full.sort(dim=1, stable=True)
+    assert torch.equal(best.index, index[:, :topk])
+    assert torch.equal(best.distance, distance[:, :topk])
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_topk_ties_take_the_lowest_index(variant, device):
     features = integers(60, 3, high=2, dtype=torch.float32, device=device)
