@@ -45,7 +45,7 @@ def batch_hard(
         normalize: divide every row by its Euclidean norm first.
         validate: look for NaN, infinity and anchors without a negative; None looks on the CPU only, to spare CUDA the
             wait. Unlooked at, a NaN is never chosen, and an anchor without a candidate is given itself, at NaN.
-        precision: how float32 matrices are multiplied to select in a large batch on CUDA, "highest", "high" or
+        precision: how float32 matrices are multiplied to select in a large batch, "highest", "high" or
             "medium", as in `torch.set_float32_matmul_precision`; None takes torch's setting. Distances of what was
             selected, and small batches, are computed from the differences and have all digits.
 

@@ -51,7 +51,10 @@ def knn(query: Array, gallery: Array, k: int, *, precision: str | None = None, v
     k = check_between("k", k, 1, gallery.shape[0], why="the size of the gallery")
     precision = check_precision(precision)
     check_kernel("knn", query)
+    with_itself = gallery is query  # then each pair is made once
     query, gallery = widen(query, gallery)
+    if with_itself:
+        gallery = query
     if checks_values(query, validate):
         check_features(query=query, gallery=gallery)
     return Neighbors(*torch.ops.reidops.knn(query, gallery, k, precision))
