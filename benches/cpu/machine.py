@@ -18,8 +18,8 @@ THREADS = 2
 
 
 def slug() -> str:
-    """The machine's name in results/: processor, cores and the best vector instructions that we have kernels for."""
-    return slug_of(cpu_name(), os.cpu_count() or 1, reidops.build_info()["simd_levels"][-1])
+    """The machine's name in results/: processor, cores and the instructions that our kernels use."""
+    return slug_of(cpu_name(), os.cpu_count() or 1, reidops.build_info()["simd"])
 
 
 def slug_of(cpu: str, cores: int, simd: str) -> str:

@@ -2,15 +2,14 @@
 
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import reidops
 from benches import rows
 from benches.cases import Case
 
 OPS = ("dmli_matrix", "knn", "k_reciprocal", "rank_metrics", "batch_hard", "dmli", "channel_attention")
 SIZES = ("full", "part", "small")  # the table's; a second's worth, for threads and SIMD levels; to see that it runs
-BFLOAT16 = ("avx512_bf16", "amx_bf16")  # what /proc/cpuinfo calls instructions that multiply bfloat16
 HIGHEST = "reidops, highest"
 
 
@@ -65,10 +64,8 @@ def select(words: str | None) -> set[str]:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 numbers."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    return any(flag in flags for flag in BFLOAT16)
+    """Whether our kernels multiply bfloat16 numbers here."""
+    return reidops.build_info()["simd"] in ("avx512_bf16", "amx")
 
 
 def bfloat16_speed(bound: float) -> rows.Bar:

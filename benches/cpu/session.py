@@ -31,6 +31,7 @@ class Session:
         self.reference = committed.reference(self.machine, self.folder)
         self.rows: dict[str, Figures] = {}
         self.worse: dict[str, str] = {}
+        self.wrong: list[str] = []
         self.threads: dict[str, Figures] = {}
         self.simd: dict[str, Figures] = {}
         self.measured: dict[str, float] = {}
@@ -58,6 +59,7 @@ class Session:
         self.rows[row.name] = figures
         self.say(report.line(figures))
         if not figures["checks"]["ok"]:
+            self.wrong.append(row.name)
             return f"{row.name}: wrong result: {figures['checks']}"
         if worse:
             self.worse[row.name] = committed.sentence(row.name, worse, before, figures)
@@ -67,7 +69,10 @@ class Session:
         ceilings = self.ceilings
         figures = race.measure(row, "full", 0.3 if self.quick else 2.0, rounds, self.quick)
         if "workspace_bytes" not in figures and not self.quick:
-            figures["workspace_bytes"] = alone.start(row.name).get("workspace_bytes")
+            alone_figures = alone.start(row.name)
+            if "error" in alone_figures:
+                raise RuntimeError(f"{row.name}, memory: {alone_figures['error']}")
+            figures["workspace_bytes"] = alone_figures.get("workspace_bytes")
         return rows.judged(row, "full", figures, ceilings)
 
     # ------------------------------------------------------------------------------------------ threads, SIMD levels
@@ -79,6 +84,8 @@ class Session:
         times = {str(n): figures["ms"] for n, figures in found.items()}
         self.threads[row.name] = {"op": row.op, "shape": row.shape_text("part"), "ms": times, "same": same}
         self.say(f"{row.name} on {', '.join(f'{n} threads {report.number(ms)} ms' for n, ms in times.items())}")
+        if not same:
+            self.wrong.append(row.name)
         return None if same else f"{row.name}: answers depend on the number of threads"
 
     def force_levels(self, row: Row, folder: Path) -> str | None:
@@ -94,6 +101,8 @@ class Session:
             "op": row.op, "shape": row.shape_text("part"), "ms": times, "differing": different, "same": same,
         }  # fmt: skip
         self.say(f"{row.name} with {', '.join(f'{level} {report.number(ms)} ms' for level, ms in times.items())}")
+        if not same:
+            self.wrong.append(row.name)
         return None if same else f"{row.name}: answers depend on the SIMD level, {different:.2%} of the entries"
 
     def part(self, row: Row, *arguments: str, environment: dict[str, str] | None = None) -> Figures:
@@ -120,8 +129,8 @@ class Session:
         }
 
     def write(self) -> Path:
-        """Into results/, but for figures of a quick run and worse ones that nobody has accepted."""
-        kept = self.update or not (self.quick or self.worse)
+        """Into results/, but for those of a quick run, of wrong results, and worse ones that nobody has accepted."""
+        kept = not self.wrong and (self.update or not (self.quick or self.worse))
         folder = self.folder if kept else committed.ASIDE
         order = [row.name for row in rows.every()]
         path = committed.write(self.results(), self.machine, order, folder)

@@ -4,10 +4,12 @@
 // are computed again from the differences. Small batches take all distances from the differences, 3 B^2 d / 2 FLOPs. The
 // anchor is a positive candidate at distance 0. Ties: the lowest index.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <unordered_map>
 
+#include "equal_images.h"
 #include "hardest.h"
 #include "tensor.h"
 #include "tiles.h"
@@ -23,12 +25,13 @@ std::vector<int32_t> compact_labels(const int64_t* labels, int64_t count) {
   std::vector<int32_t> compact(count);
   for (int64_t i = 0; i < count; ++i)
     compact[i] = numbers.emplace(labels[i], static_cast<int32_t>(numbers.size())).first->second;
-  STD_TORCH_CHECK(numbers.size() != 1, "every anchor needs a sample of another label, but all labels are equal");
   return compact;
 }
 
+// The first sample of another label; the anchor itself where there is none.
 int64_t first_other(const std::vector<int32_t>& labels, int64_t anchor) {
-  return std::find_if(labels.begin(), labels.end(), [&](int32_t l) { return l != labels[anchor]; }) - labels.begin();
+  const auto other = std::find_if(labels.begin(), labels.end(), [&](int32_t l) { return l != labels[anchor]; });
+  return other == labels.end() ? anchor : other - labels.begin();
 }
 
 // Elements of all pairs up to which the differences are taken: about where waking threads and packing for a product cost
@@ -50,15 +53,15 @@ void mine_small(const T* x, int64_t batch, int64_t d, HardestTable<T>& hardest) 
   });
 }
 
-// Whether squared distances cannot overflow: |value| at most sqrt(largest / 4 d), and no NaN.
+// Whether squared distances cannot overflow: |value| at most sqrt(largest / 4 d). NaN is not looked for.
 template <typename T>
 bool fit_squares(const T* x, int64_t batch, int64_t d) {
   const T limit = std::sqrt(std::numeric_limits<T>::max() / static_cast<T>(4 * d));
   std::atomic<bool> fit{true};
   parallel_ranges(batch, d, [&](int64_t begin, int64_t end) {
-    int beyond = 0;
-    for (int64_t k = begin * d; k < end * d; ++k) beyond |= !(std::abs(x[k]) <= limit);
-    if (beyond) fit = false;
+    T smallest = T(0), largest = T(0);
+    kernels<T>().extrema(x + begin * d, (end - begin) * d, &smallest, &largest);
+    if (!(smallest >= -limit && largest <= limit)) fit = false;
   });
   return fit;
 }
@@ -70,6 +73,7 @@ Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::strin
   STD_TORCH_CHECK(batch >= 1 && d >= 1, "features should not be empty");
   STD_TORCH_CHECK(batch < std::numeric_limits<int32_t>::max(), "too many samples");
   const std::vector<int32_t> compact = compact_labels(data<int64_t>(labels), batch);
+  STD_TORCH_CHECK(!refuse || first_other(compact, 0) != 0, "labels should hold at least two different values");
   Tensor positive = new_tensor({batch}, features.scalar_type()), negative = new_tensor({batch}, features.scalar_type());
   Tensor positive_index = new_tensor({batch}, ScalarType::Long), negative_index = new_tensor({batch}, ScalarType::Long);
   return with_floating_type(features, "features", [&](auto zero) {
@@ -77,12 +81,12 @@ Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::strin
     const T* x = data<T>(features);
     HardestTable<T> hardest(compact);
     const bool small = is_small(batch, d);
+    STD_TORCH_CHECK(!refuse || fit_squares(x, batch, d), "features should be finite, and their squares as well");
     if (small) {
       mine_small(x, batch, d, hardest);
     } else {
-      STD_TORCH_CHECK(!refuse || fit_squares(x, batch, d), "features should be finite, and their squares as well");
       const Images<T> samples = one_set(x, batch, 1, d);
-      EuclideanTiles<T> tiles(samples, samples, engine<T>(parse_precision(precision)));
+      EuclideanTiles<T> tiles(samples, samples, engine_for_pairs(samples, parse_precision(precision)));
       for_each_tile(tiles, 0, batch, 0, batch, true, [&](int64_t, const Tile<T>& tile) { hardest.add(tile); });
     }
     T *p = mutable_data<T>(positive), *n = mutable_data<T>(negative);
@@ -99,6 +103,7 @@ Result batch_hard(const Tensor& features_in, const Tensor& labels_in, std::strin
         ni[i] = near == hardest.kNone ? first_other(compact, i) : near;
         p[i] = small && far != hardest.kNone ? std::sqrt(hardest.positive(i)) : distance(i, pi[i]);
         n[i] = small && near != hardest.kNone ? std::sqrt(hardest.negative(i)) : distance(i, ni[i]);
+        if (ni[i] == i) n[i] = std::numeric_limits<T>::quiet_NaN();  // there is no other label
         if (!std::isfinite(p[i]) || !std::isfinite(n[i])) finite = false;
       }
     });
@@ -133,9 +138,9 @@ Result batch_hard_from_distance(const Tensor& distance_in, const Tensor& labels_
           }
         }
         p[i] = row[far];
-        n[i] = row[near];
+        n[i] = near < 0 ? std::numeric_limits<T>::quiet_NaN() : row[near];
         pi[i] = far;
-        ni[i] = near;
+        ni[i] = near < 0 ? i : near;  // there is no other label
       }
     });
     return Result(positive, negative, positive_index, negative_index);

@@ -20,8 +20,16 @@ constexpr int64_t kBlock = 128;
 // One thread's buffers.
 template <typename T>
 struct Block : BlockProduct<T> {
+  using BlockProduct<T>::BlockProduct;
   Scratch<T> scores, slopes, sums;
 };
+
+template <typename T>
+std::vector<Block<T>> blocks_for_workers(const Engine<T>& engine) {
+  std::vector<Block<T>> blocks;
+  for (int64_t worker = 0; worker < num_workers(); ++worker) blocks.emplace_back(engine);
+  return blocks;
+}
 
 struct Sizes {
   int64_t batch, channels, length;
@@ -49,8 +57,9 @@ std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tenso
     const auto& kernel = kernels<T>();
     const T *q = data<T>(query), *k = data<T>(key), *v = data<T>(value);
     T *out = mutable_data<T>(output), *saved = mutable_data<T>(statistics);
-    Right<T> keys, values;
-    std::vector<Block<T>> blocks(num_workers());
+    const Engine<T>& engine = engine_for_values<T>({q, k, v}, s.batch * s.image());
+    Right<T> keys(engine), values(engine);
+    std::vector<Block<T>> blocks = blocks_for_workers(engine);
     for (int64_t b = 0; b < s.batch; ++b) {
       keys.pack_plain(k + b * s.image(), s.channels, s.length);
       values.pack_transposed(v + b * s.image(), s.length, s.channels);
@@ -101,8 +110,11 @@ std::tuple<Tensor, Tensor, Tensor> channel_attention_backward(const Tensor& grad
     using T = decltype(zero);
     const auto& kernel = kernels<T>();
     const int64_t channels = s.channels, length = s.length;
-    Right<T> keys, keys_transposed, values, queries, queries_transposed, grads, grads_transposed;
-    std::vector<Block<T>> blocks(num_workers());
+    const Engine<T>& engine =
+        engine_for_values<T>({data<T>(query), data<T>(key), data<T>(value), data<T>(grad)}, s.batch * s.image());
+    Right<T> keys(engine), keys_transposed(engine), values(engine), queries(engine), queries_transposed(engine),
+        grads(engine), grads_transposed(engine);
+    std::vector<Block<T>> blocks = blocks_for_workers(engine);
     std::vector<T> delta(channels);
     for (int64_t b = 0; b < s.batch; ++b) {
       const T *q = data<T>(query) + b * s.image(), *k = data<T>(key) + b * s.image(),

@@ -23,6 +23,7 @@ struct Engine {
   int64_t left_step, right_step;  // bytes that a panel takes for each depth_step
   int64_t tile_rows;              // rows to multiply at once, so that reading right-hand panels costs little beside
   T smallest;                     // squared distances below it may have lost products too small for the engine
+  bool symmetric;                 // the product of two rows is the same to the last bit whichever of them stands left
 
   // rows: addresses of the panel's `count` rows. centre: (depth) values taken from every row, or null.
   void (*pack_left)(const T* const* rows, int64_t count, int64_t depth, const T* centre, unsigned char* panel);
@@ -44,8 +45,8 @@ struct Engine {
 template <typename T>
 const Engine<T>& engine(Precision precision);
 
-// The vector unit's, in which the product of two rows is one chain of fused additions: the same to the last bit whichever
-// of them stands left. (Products in pieces add up in another order from the other side.)
+// The vector unit's, in which the product of two rows is one chain of fused additions and so symmetric. (Products in
+// pieces add up in another order from the other side.)
 template <typename T>
 const Engine<T>& vector_engine();
 

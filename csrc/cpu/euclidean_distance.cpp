@@ -5,7 +5,7 @@
 // The product form costs 2 M N d FLOPs a side, but cancels for pairs nearer than their norms; those are left out of W and
 // added from their differences.
 //
-// Forward runs on the vector unit, so that the distance is the same to the last bit from either side.
+// Both run on the vector unit, so that the distance is the same to the last bit from either side.
 #include "centre.h"
 #include "products.h"
 #include "tensor.h"
@@ -59,10 +59,10 @@ template <typename T>
 void side_gradient(const T* grad, const T* distance, int64_t row_stride, int64_t column_stride, bool squared,
                    const Points<T>& own, const Points<T>& other, T* out) {
   const int64_t d = own.depth;
-  Right<T> others;
+  Right<T> others(vector_engine<T>());
   others.pack_transposed(other.centred.data(), d, other.count);
   struct Worker {
-    BlockProduct<T> product;
+    BlockProduct<T> product{vector_engine<T>()};
     Scratch<T> weights, sums;
   };
   std::vector<Worker> workers(num_workers());

@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 
+#include "equal_images.h"
 #include "re_ranking.h"
 #include "tensor.h"
 #include "tiles.h"
@@ -55,11 +56,11 @@ struct Features {
     std::unique_ptr<TileSource<T>> global, local;
     if (points.has_value()) {
       const Images<T> all = images<T>(*points, 1);
-      global = std::make_unique<EuclideanTiles<T>>(all, all, engine<T>(precision));
+      global = std::make_unique<EuclideanTiles<T>>(all, all, engine_for_pairs(all, precision));
     }
     if (stripes.has_value()) {
       const Images<T> all = images<T>(*stripes, stripes->query.size(1));
-      local = std::make_unique<DmliTiles<T>>(all, all, true, engine<T>(precision));
+      local = std::make_unique<DmliTiles<T>>(all, all, true, engine_for_pairs(all, precision));
     }
     if (global == nullptr) return local;
     if (local == nullptr) return global;

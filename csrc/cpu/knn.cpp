@@ -1,5 +1,6 @@
 // knn: the k nearest gallery points of every query, without the matrix of distances. Points among themselves: each pair
 // of them is made once, M^2 d FLOPs instead of 2 M^2 d.
+#include "equal_images.h"
 #include "nearest.h"
 #include "tensor.h"
 #include "tiles.h"
@@ -25,8 +26,9 @@ std::tuple<Tensor, Tensor> knn(const Tensor& query_in, const Tensor& gallery_in,
   Tensor distance = new_tensor({m, k}, query.scalar_type()), index = new_tensor({m, k}, ScalarType::Long);
   return with_floating_type(query, "query", [&](auto zero) {
     using T = decltype(zero);
-    EuclideanTiles<T> tiles(one_set(data<T>(query), m, 1, d), one_set(data<T>(gallery), n, 1, d),
-                            engine<T>(parse_precision(precision)));
+    const Images<T> left = one_set(data<T>(query), m, 1, d), right = one_set(data<T>(gallery), n, 1, d);
+    const Precision words = parse_precision(precision);
+    EuclideanTiles<T> tiles(left, right, left == right ? engine_for_pairs(left, words) : engine<T>(words));
     T* distances = mutable_data<T>(distance);
     int64_t* indices = mutable_data<int64_t>(index);
     NearestTable<T> nearest(m, n, k);

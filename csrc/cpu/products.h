@@ -2,12 +2,34 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
+#include <vector>
 
 #include "engine.h"
 #include "parallel.h"
 #include "simd.h"
 
 namespace reidops {
+
+// The fastest engine that keeps all digits of products of these values: those in pieces lose what is below 1e-38, and
+// overflow a little earlier than float32 does.
+template <typename T>
+const Engine<T>& engine_for_values(std::initializer_list<const T*> arrays, int64_t count) {
+  const Engine<T>& fastest = engine<T>(Precision::kHighest);
+  for (const T* values : arrays) {
+    if (fastest.smallest == T(0)) break;
+    constexpr int64_t kBlock = 1 << 16;
+    std::vector<T> peaks(ceil_div(count, kBlock), T(0));
+    parallel_tasks(static_cast<int64_t>(peaks.size()), kBlock, [&](int64_t block, int64_t) {
+      T smallest = T(0), largest = T(0);
+      kernels<T>().extrema(values + block * kBlock, std::min(kBlock, count - block * kBlock), &smallest, &largest);
+      peaks[block] = std::max(-smallest, largest);
+    });
+    const T peak = peaks.empty() ? T(0) : *std::max_element(peaks.begin(), peaks.end());
+    if (peak > T(1e18) || (peak > T(0) && peak < T(1e-18))) return vector_engine<T>();
+  }
+  return fastest;
+}
 
 // Packs consecutive rows, `stride` elements apart, into left-hand panels.
 template <typename T>
@@ -25,6 +47,8 @@ void pack_left_rows(const Engine<T>& engine, const T* x, int64_t rows, int64_t s
 template <typename T>
 class Right {
  public:
+  explicit Right(const Engine<T>& engine) : engine_(engine) {}
+
   // x: (rows, depth)
   void pack_plain(const T* x, int64_t rows, int64_t depth) {
     pack(rows, depth, [&](int64_t first, int64_t count, unsigned char* to) {
@@ -58,7 +82,7 @@ class Right {
     });
   }
 
-  const Engine<T>& engine_ = engine<T>(Precision::kHighest);
+  const Engine<T>& engine_;
   const int64_t lanes_ = kernels<T>().lanes;
   Scratch<unsigned char> packed_;
   int64_t panels_ = 0, depth_ = 0;
@@ -68,6 +92,8 @@ class Right {
 template <typename T>
 class BlockProduct {
  public:
+  explicit BlockProduct(const Engine<T>& engine) : engine_(engine) {}
+
   // (rows, depth) rows `stride` apart times right^T; the result has rows right.stride() apart.
   T* multiply(const T* left, int64_t rows, int64_t stride, const Right<T>& right, Scratch<T>& result) {
     const int64_t panels = ceil_div(rows, engine_.rows), depth = right.depth();
@@ -79,7 +105,7 @@ class BlockProduct {
   }
 
  private:
-  const Engine<T>& engine_ = engine<T>(Precision::kHighest);
+  const Engine<T>& engine_;
   Scratch<unsigned char> packed_;
 };
 

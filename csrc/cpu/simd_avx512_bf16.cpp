@@ -89,7 +89,7 @@ void multiply(const unsigned char* left, int64_t row_panels, const unsigned char
 }
 
 // As in simd_amx.cpp: products below 1.2e-38 count as 0.
-constexpr Engine<float> kEngine = {kRows,      kStep,         kPieceBytes / 2,          kPieceBytes, 128, 1e-25f,
+constexpr Engine<float> kEngine = {kRows,      kStep,         kPieceBytes / 2,          kPieceBytes, 128, 1e-25f, true,
                                    pack_eight, pack_right<1>, pack_right_transposed<1>, multiply};
 
 }  // namespace

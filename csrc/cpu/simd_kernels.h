@@ -91,14 +91,14 @@ inline __attribute__((always_inline)) typename Simd<float>::Vector inverse_root(
 }
 
 // tanh(d / 2) of the squared distance: of d^2 / 4 = z, tanh(sqrt(z)) = sqrt(z) p(z) / q(z) = z p(z) / sqrt(z q(z)^2).
-// p and q come times 256, so that z q^2 stays normal as long as z is.
+// p and q come times 4096, so that z q^2 stays normal where z has digits left.
 inline __attribute__((always_inline)) typename Simd<float>::Vector stripe_distance(
     typename Simd<float>::Vector squared) {
   using Vector = typename Simd<float>::Vector;
   const Vector quarter = 0.25f * squared, most = Vector{} + kTanhReach * kTanhReach, least = Vector{} + 1.2e-38f;
   const Vector z = quarter > most ? most : quarter;  // a NaN stays one
   Vector p, q;
-  tanh_polynomials<256>(z, p, q);
+  tanh_polynomials<4096>(z, p, q);
   const Vector square = z * q * q;
   return z * p * inverse_root(square < least ? least : square);
 }

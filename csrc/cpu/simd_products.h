@@ -172,6 +172,7 @@ const Engine<T>* engine_table() {
                                         Simd<T>::kLanes * static_cast<int64_t>(sizeof(T)),
                                         128,
                                         T(0),
+                                        true,
                                         pack<T, kRows>,
                                         pack<T, Simd<T>::kLanes>,
                                         pack_transposed<T>,

@@ -29,6 +29,26 @@ def test_features_close_to_one_another(depth, noise, device):
     assert_relative(reidops.dmli_matrix(x[:, None], y[:, None]), reference.dmli_matrix(x[:, None], y[:, None]))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 2e-19, 1e-12, 1e12, 1e16])
+def test_features_of_any_scale(scale, device):
+    """Whatever products get lost: to the last distance whose square is a normal number."""
+    x, y = scale * random(40, 70).to(device), scale * random(300, 70, seed=1).to(device)
+    if scale > 1e-19:
+        found = reidops.knn(x, y, 20)
+        exact = reference.euclidean_distance(x, y, squared=True).gather(1, found.index.cpu())
+        assert_relative(found.distance, exact)
+    if 1e-19 < scale < 1e-10:  # beyond it the stripe distance is 1 anyway
+        assert_relative(reidops.dmli_matrix(x[:, None], y[:, None]), reference.dmli_matrix(x[:, None], y[:, None]))
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e-19, 1e19, 1e30, 3e38])
+def test_attention_to_values_of_any_scale(scale, device):
+    query, key = random(2, 40, 30).to(device), random(2, 40, 30, seed=1).to(device)
+    value = scale * torch.nn.functional.normalize(random(2, 40, 30, seed=2), dim=1).to(device)
+    result = reidops.channel_attention(query, key, value)
+    assert_relative(result, reference.channel_attention(query, key, value), relative_to="largest")
+
+
 @pytest.mark.parametrize("factor", [1.05, 1.2, 1.5])
 def test_proportional_rows(factor, device):
     x = random(200, 64, seed=1).abs().to(device)

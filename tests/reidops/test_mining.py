@@ -128,6 +128,34 @@ def test_gradient(dtype, normalize, device):
     assert_gradient(actual, expected.cpu())
 
 
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_equal_samples_of_a_large_batch_tie(precision, device):
+    if device.type != "cpu":
+        pytest.skip("of cuBLAS it is not asked from which side a pair is made")
+    half, labels = random(600, 256, device=device), labels_for(600, 40, device)
+    mined = reidops.batch_hard(torch.cat([half, half]), torch.cat([labels, labels]), precision=precision)
+    assert (mined.positive_index < 600).all() and (mined.negative_index < 600).all()
+    for indices in mined[2:]:
+        assert torch.equal(indices[:600], indices[600:])
+
+
+@pytest.mark.parametrize("batch, width", [(2, 3), (8, 5), (700, 40)])
+def test_an_anchor_without_a_negative_is_given_itself_when_nobody_looks(batch, width, device):
+    features = random(batch, width, device=device)
+    mined = reidops.batch_hard(features, torch.zeros(batch, dtype=torch.int64, device=device), validate=False)
+    assert mined.negative_distance.isnan().all() and mined.positive_distance.isfinite().all()
+    assert torch.equal(mined.negative_index.cpu(), torch.arange(batch))
+
+
+@pytest.mark.parametrize("batch", [8, 512, 513])
+@pytest.mark.parametrize("precision", [None, "highest"])
+def test_values_too_large_are_refused_at_every_size(batch, precision, device):
+    features = random(batch, 64, device=device)
+    features[3, 5] = 2e18
+    with pytest.raises(ValueError, match="features should be within"):
+        reidops.batch_hard(features, labels_for(batch, 4, device), precision=precision, validate=True)
+
+
 @pytest.mark.parametrize("used", ["positive_distance", "negative_distance"])
 def test_gradient_of_one_result_only(used, device):
     features, labels = random(12, 9, device=device), labels_for(12, 3, device)

@@ -96,6 +96,25 @@ def test_ties_of_a_set_with_itself_take_the_lowest_index(high, k, device):
     assert torch.equal(result.index.cpu(), expected.index.cpu())
 
 
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("width", [40, 256])
+def test_equal_rows_of_a_set_with_itself_tie(width, precision, device):
+    """Though one twin comes before a point and one after it, in blocks of rows that are made apart."""
+    if device.type != "cpu":
+        pytest.skip("of cuBLAS it is not asked from which side a pair is made")
+    half = random(600, width, device=device)
+    points = torch.cat([half, half])
+    for gallery in (points, points.clone()):
+        distance, index = reidops.knn(points, gallery, 60, precision=precision)
+        tied = distance[:, 1:] == distance[:, :-1]
+        assert (index[:, 1:] > index[:, :-1])[tied].all()
+        seen = torch.full((1200, 1200), torch.nan).scatter_(1, index, distance)
+        first, second = seen[:, :600], seen[:, 600:]
+        both = ~(first.isnan() | second.isnan())
+        assert torch.equal(first[both], second[both])
+        assert (both.sum(1) >= 29).all() and (first.isnan() <= second.isnan()).all()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_of_a_set_with_itself(layout, device):
     points = laid_out(random(30, 40, device=device), layout)
