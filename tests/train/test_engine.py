@@ -130,6 +130,19 @@ def test_step_decay(name):
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
 
 
+def convolves_in_bfloat16():
+    """False where torch's own convolution is wrong: that of oneDNN on some processors with AMX, at small sizes."""
+    image, weight = (
+        torch.linspace(-1, 1, n).reshape(shape) for n, shape in ((16384, (8, 256, 4, 2)), (1179648, (512, 256, 3, 3)))
+    )
+    exact = nn.functional.conv2d(image, weight, stride=2, padding=1)
+    rounded = nn.functional.conv2d(image.bfloat16(), weight.bfloat16(), stride=2, padding=1)
+    return ((rounded.float() - exact).abs().max() < 0.05 * exact.abs().max()).item()
+
+
+@pytest.mark.skipif(
+    not convolves_in_bfloat16(), reason="this torch's bfloat16 convolutions are wrong on this processor"
+)
 def test_mixed_precision_trains_close_to_float32(run_small, tmp_path):
     plain = run_small(tmp_path / "float32", "--max-epoch", 1)
     mixed = run_small(tmp_path / "mixed", "--max-epoch", 1, "--amp", "bf16", "--channels-last")
