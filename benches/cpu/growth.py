@@ -74,7 +74,10 @@ def plot(results: Figures, path: Path) -> None:
             points = [(point["images"], point[quantity]) for point in curve["points"] if point[quantity]]
             power = "" if curve[fit] is None else f", grows as $N^{{{curve[fit]:.2f}}}$"
             axis.loglog(*zip(*points, strict=True), "o-", label=f"{name.partition('-')[0]}{power}")
+        sizes = sorted({point["images"] for curve in results["curves"].values() for point in curve["points"]})
         axis.set(xlabel="images N, a sixth of them queries", ylabel=label)
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.set_xticks([], minor=True)
         axis.legend()
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

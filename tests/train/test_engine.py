@@ -136,8 +136,11 @@ def convolves_in_bfloat16():
         torch.linspace(-1, 1, n).reshape(shape) for n, shape in ((16384, (8, 256, 4, 2)), (1179648, (512, 256, 3, 3)))
     )
     exact = nn.functional.conv2d(image, weight, stride=2, padding=1)
-    rounded = nn.functional.conv2d(image.bfloat16(), weight.bfloat16(), stride=2, padding=1)
-    return ((rounded.float() - exact).abs().max() < 0.05 * exact.abs().max()).item()
+    for _ in range(20):  # what it adds up depends on what lay in memory before
+        rounded = nn.functional.conv2d(image.bfloat16(), weight.bfloat16(), stride=2, padding=1)
+        if not (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max():
+            return False
+    return True
 
 
 @pytest.mark.skipif(
