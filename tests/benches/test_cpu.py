@@ -198,13 +198,23 @@ def test_a_ratio_that_is_worse_twice_fails(tmp_path, monkeypatch, ratios, measur
     complaint = run.bench(rows.named("knn"), None)
     assert sum("measured again" in line for line in said) == measured - 1
     if ratios[-1] > 1.25:
-        assert complaint.startswith("knn, ours over GEMM 1.3, committed 1, worse by 30 %; over the limit")
+        assert complaint == "knn, ours over GEMM 1.3, committed 1, worse by 30 %"
         assert run.write().parent == tmp_path / "aside"  # what was committed stays
         run.update = True
         assert run.write() == path and json.loads(path.read_text())["rows"][0]["ours_ms"] == 1.3
     else:
         assert complaint is None
         assert run.write() == path and json.loads(path.read_text())["rows"][0]["ours_ms"] == ratios[-1]
+
+
+def test_a_wrong_result_never_replaces_what_was_committed(tmp_path, monkeypatch):
+    path = kept(tmp_path, monkeypatch, 1.0)
+    run, _ = run_of(tmp_path, monkeypatch, [0.5])
+    measure = session.Session.measure
+    monkeypatch.setattr(session.Session, "measure", lambda *given: {**measure(*given), "checks": {"ok": False}})
+    run.update = True
+    assert "wrong result" in run.bench(rows.named("knn"), None)
+    assert run.write().parent == tmp_path / "aside" and json.loads(path.read_text())["rows"][0]["ours_ms"] == 1.0
 
 
 def test_without_figures_of_this_machine_nothing_is_compared(tmp_path, monkeypatch):
