@@ -14,16 +14,19 @@ from ._validate import HALF, check_finite, check_floats, check_shape, checks_val
 def channel_attention(query: Tensor, key: Tensor, value: Tensor, *, validate: bool | None = None) -> Tensor:
     """softmax(query @ key^T) @ value, each channel attending to all channels, without the usual scaling.
 
-    A feature map (B, C, H, W) comes in flattened to (B, C, L) with L = H W. It can be differentiated once.
+    A feature map (B, C, H, W) comes in flattened to (B, C, L) with L = H W. A value has a length of its own: averages
+    over positions commute with the attention over channels, so that where only regions' averages of the attended map
+    are used, attending to the averaged values costs half the products forward and a third of them backward. It can be
+    differentiated once.
 
     Args:
         query: (B, C, L) float tensor; B may be 0.
         key: (B, C, L), same dtype and device.
-        value: (B, C, L), same dtype and device.
+        value: (B, C, V), same dtype and device.
         validate: look for NaN and infinity; None looks on the CPU only, to spare CUDA the wait.
 
     Returns:
-        (B, C, L) in query's dtype. Half precision is computed in float32 on the CPU; on CUDA by the tensor cores, which
+        (B, C, V) in query's dtype. Half precision is computed in float32 on the CPU; on CUDA by the tensor cores, which
         take the softmax and its gradient rounded to that precision and sum in float32. Under autocast the result is
         float32, but for half-precision CUDA tensors: these stay what they are, as in torch.bmm.
 
@@ -45,7 +48,7 @@ def channel_attention(query: Tensor, key: Tensor, value: Tensor, *, validate: bo
     check_floats(query=query, key=key, value=value)
     check_shape("query", query, ("B", "C", "L"), empty=True)
     check_shape("key", key, tuple(query.shape), like="like query", empty=True)
-    check_shape("value", value, tuple(query.shape), like="like query", empty=True)
+    check_shape("value", value, (*query.shape[:2], "V"), like="like query", empty=True)
     check_kernel("channel_attention", query)
     half = query.device.type == "cuda" and query.dtype in HALF and query.dtype == key.dtype == value.dtype
     dtype = query.dtype if half else result_dtype(query)
@@ -71,11 +74,11 @@ def _check_scores(query: Tensor, key: Tensor, statistics: Tensor) -> None:
 
 @torch.library.register_fake("reidops::channel_attention")
 def _channel_attention_fake(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    batch, channels, length = query.shape
+    batch, channels, length = value.shape
     if query.dtype not in HALF:
-        return query.new_empty(query.shape), query.new_empty(batch, 2, channels)
+        return value.new_empty(value.shape), query.new_empty(batch, 2, channels)
     rows = 2 + (length + 1) // 2  # on CUDA half types leave more to backward
-    return query.new_empty(query.shape), query.new_empty(batch, rows, channels, dtype=torch.float32)
+    return value.new_empty(value.shape), query.new_empty(batch, rows, channels, dtype=torch.float32)
 
 
 @torch.library.register_fake("reidops::channel_attention_backward")

@@ -345,6 +345,6 @@ def _mix(*values):
 
 
 def channel_attention(query, key, value):
-    """softmax(query key^T) value over channels, unscaled: (B, C, L) each -> (B, C, L); MuDeep's leader attention."""
+    """softmax(query key^T) value over channels, unscaled: (B, C, L) x 2, (B, C, V) -> (B, C, V); MuDeep's attention."""
     query, key, value = _float64(query), _float64(key), _float64(value)
     return torch.softmax(query @ key.transpose(1, 2), dim=-1) @ value

@@ -1,7 +1,8 @@
 // How products of matrices are computed on this processor: packing of both sides into panels, and the products of panels.
 //
 // The rows of a matrix are cut into panels: `rows` rows each on the left, a vector's lanes (Kernels::lanes) on the right,
-// the last panel filled up with zeros. What a panel looks like inside is the engine's own affair. Engines:
+// the last panel filled up with zeros. A panel's steps of the depth follow each other, so that it can be packed in pieces
+// of whole steps; what a step looks like inside is the engine's own affair. Engines:
 //   simd_products.h      float32 and float64 with the vector unit, at every level
 //   simd_avx512_bf16.cpp float32 rounded to bfloat16, with AVX-512's bfloat16 products
 //   simd_amx.cpp         float32 in one, two or three bfloat16 pieces, with the matrix unit of newer Intel processors

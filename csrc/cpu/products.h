@@ -11,18 +11,25 @@
 
 namespace reidops {
 
+template <typename T>
+struct Values {
+  const T* data;
+  int64_t count;
+};
+
 // The fastest engine that keeps all digits of products of these values: those in pieces lose what is below 1e-38, and
 // overflow a little earlier than float32 does.
 template <typename T>
-const Engine<T>& engine_for_values(std::initializer_list<const T*> arrays, int64_t count) {
+const Engine<T>& engine_for_values(std::initializer_list<Values<T>> arrays) {
   const Engine<T>& fastest = engine<T>(Precision::kHighest);
-  for (const T* values : arrays) {
+  for (const Values<T>& values : arrays) {
     if (fastest.smallest == T(0)) break;
     constexpr int64_t kBlock = 1 << 16;
-    std::vector<T> peaks(ceil_div(count, kBlock), T(0));
+    std::vector<T> peaks(ceil_div(values.count, kBlock), T(0));
     parallel_tasks(static_cast<int64_t>(peaks.size()), kBlock, [&](int64_t block, int64_t) {
       T smallest = T(0), largest = T(0);
-      kernels<T>().extrema(values + block * kBlock, std::min(kBlock, count - block * kBlock), &smallest, &largest);
+      kernels<T>().extrema(values.data + block * kBlock, std::min(kBlock, values.count - block * kBlock), &smallest,
+                           &largest);
       peaks[block] = std::max(-smallest, largest);
     });
     const T peak = peaks.empty() ? T(0) : *std::max_element(peaks.begin(), peaks.end());
@@ -30,6 +37,8 @@ const Engine<T>& engine_for_values(std::initializer_list<const T*> arrays, int64
   }
   return fastest;
 }
+
+constexpr int64_t kPackingWork = 32;  // multiply-adds in the time that packing an element takes
 
 // Packs consecutive rows, `stride` elements apart, into left-hand panels.
 template <typename T>
@@ -64,6 +73,25 @@ class Right {
     });
   }
 
+  // The same in parts: room for all of the depth, and then some rows of x from `step` on, (count, rows) `stride` apart,
+  // by one thread. step: a multiple of the engine's depth_step.
+  void reserve(int64_t rows, int64_t depth) {
+    depth_ = depth;
+    rows_ = rows;
+    panels_ = ceil_div(rows, lanes_);
+    packed_.reserve(panels_ * engine_.right_bytes(depth));
+  }
+  void pack_steps(const T* x, int64_t stride, int64_t step, int64_t count) {
+    const int64_t whole = ceil_div(kStreams, engine_.depth_step) * engine_.depth_step;
+    for (int64_t k = 0; k < count; k += whole) {
+      for (int64_t p = 0; p < panels_; ++p) {
+        unsigned char* to = packed_.get() + p * engine_.right_bytes(depth_) + engine_.right_bytes(step + k);
+        engine_.pack_right_transposed(x + k * stride + p * lanes_, stride, std::min(lanes_, rows_ - p * lanes_),
+                                      std::min(whole, count - k), to);
+      }
+    }
+  }
+
   int64_t stride() const { return row_stride(panels_ * lanes_, lanes_); }  // of the rows of a product
   int64_t depth() const { return depth_; }
   const unsigned char* get() const { return packed_.get(); }
@@ -72,18 +100,61 @@ class Right {
  private:
   template <typename PackPanel>
   void pack(int64_t rows, int64_t depth, const PackPanel& pack_panel) {
-    depth_ = depth;
-    panels_ = ceil_div(rows, lanes_);
-    unsigned char* packed = packed_.reserve(panels_ * engine_.right_bytes(depth));
-    parallel_ranges(panels_, depth * lanes_, [&](int64_t begin, int64_t end) {
+    reserve(rows, depth);
+    unsigned char* packed = packed_.get();
+    parallel_ranges(panels_, kPackingWork * depth * lanes_, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
         pack_panel(p * lanes_, std::min(lanes_, rows - p * lanes_), packed + p * engine_.right_bytes(depth));
       }
     });
   }
 
+  static constexpr int64_t kStreams = 16;  // rows read at once, each from its first element to its last
   const Engine<T>& engine_;
   const int64_t lanes_ = kernels<T>().lanes;
+  Scratch<unsigned char> packed_;
+  int64_t panels_ = 0, rows_ = 0, depth_ = 0;
+};
+
+// A left-hand side that many threads multiply with, packed by all of them.
+template <typename T>
+class Left {
+ public:
+  explicit Left(const Engine<T>& engine) : engine_(engine) {}
+
+  // x: (depth, rows)
+  void pack_transposed(const T* x, int64_t rows, int64_t depth) {
+    depth_ = depth;
+    panels_ = ceil_div(rows, engine_.rows);
+    unsigned char* packed = packed_.reserve(panels_ * engine_.left_bytes(depth));
+    const int64_t stride = row_stride(depth, kernels<T>().lanes);
+    parallel_ranges(panels_, kPackingWork * depth * engine_.rows, [&](int64_t begin, int64_t end) {
+      Scratch<T> turned;
+      T* rows_of_panel = turned.reserve(engine_.rows * stride);
+      for (int64_t p = begin; p < end; ++p) {
+        const int64_t first = p * engine_.rows, count = std::min(engine_.rows, rows - first);
+        for (int64_t k = 0; k < depth; ++k) {
+          for (int64_t w = 0; w < count; ++w) rows_of_panel[w * stride + k] = x[k * rows + first + w];
+        }
+        pack_left_rows(engine_, rows_of_panel, count, stride, depth, static_cast<const T*>(nullptr),
+                       packed + p * engine_.left_bytes(depth));
+      }
+    });
+  }
+
+  // All rows times rows first .. first + count - 1 of the right-hand side, `first` a multiple of the vector's lanes. The
+  // result has rows row_stride(count in whole vectors) apart.
+  const T* multiply(const Right<T>& right, int64_t first, int64_t count, Scratch<T>& result, int64_t* stride) const {
+    const int64_t lanes = kernels<T>().lanes, panels = ceil_div(count, lanes);
+    *stride = row_stride(panels * lanes, lanes);
+    T* products = result.reserve(panels_ * engine_.rows * *stride);
+    engine_.multiply(packed_.get(), panels_, right.get() + first / lanes * engine_.right_bytes(depth_), panels, depth_,
+                     products, *stride);
+    return products;
+  }
+
+ private:
+  const Engine<T>& engine_;
   Scratch<unsigned char> packed_;
   int64_t panels_ = 0, depth_ = 0;
 };

@@ -20,6 +20,8 @@ SimdLevel simd_level();
 std::string simd_level_name(SimdLevel level);
 std::vector<std::string> available_simd_levels();
 
+constexpr int kFewValues = 4;  // as many numbers are a value to few_value_slopes
+
 struct DrawnImages {
   int64_t nearer, equal;
 };
@@ -91,6 +93,16 @@ struct Kernels {
   // out = sum over c of weights[c] (self - others[c]), (depth) each.
   void (*weighted_differences)(const T* self, const T* const* others, const T* weights, int64_t count, int64_t depth,
                                T* out);
+
+  // A row of channel_attention, weights: (count) exponentials, slopes: (count) products of the row's grad with values.
+  // weights[j] *= share; slopes[j] = weights[j] (slopes[j] - delta).
+  void (*softmax_slopes)(T* weights, T* slopes, int64_t count, T share, T delta);
+
+  // The same of a few rows of weights, `stride` (whole vectors) apart, which become slopes in place, with the products.
+  // share, delta: (rows), grads: (rows, kFewValues), values: (kFewValues, stride). grad_values, (kFewValues, stride),
+  // grows by grads^T @ weights.
+  void (*few_value_slopes)(T* weights, int64_t rows, int64_t stride, const T* share, const T* delta, const T* grads,
+                           const T* values, T* grad_values);
 };
 
 template <typename T>

@@ -263,6 +263,7 @@ T exponentials(T* values, int64_t count, T shift) {
 inline __attribute__((always_inline)) float root(float x) { return __builtin_sqrtf(x); }
 inline __attribute__((always_inline)) double root(double x) { return __builtin_sqrt(x); }
 
+#include "simd_attention.h"
 #include "simd_pairs.h"
 #include "simd_ranking.h"
 
@@ -285,7 +286,9 @@ const Kernels<T>* table() {
                                         pair_distances<T>,
                                         stripe_costs<T>,
                                         stripe_slopes<T>,
-                                        weighted_differences<T>};
+                                        weighted_differences<T>,
+                                        softmax_slopes<T>,
+                                        few_value_slopes<T>};
   return &kTable;
 }
 

@@ -38,7 +38,9 @@ void check_sizes(const Tensor& query, const Tensor& key, const Tensor& value) {
   for (const Tensor* t : {&key, &value}) {
     check_input(*t, 3, "query, key and value");
     check_like(*t, query, "query, key and value");
-    for (int d = 0; d < 3; ++d) STD_TORCH_CHECK(t->size(d) == query.size(d), "query, key and value should match");
+    for (int d = 0; d < 3; ++d) {
+      STD_TORCH_CHECK(t->size(d) == query.size(d), "on CUDA value should have the shape of query and key");
+    }
   }
   STD_TORCH_CHECK(query.size(1) >= 1 && query.size(2) >= 1, "query should have channels and a length");
   constexpr int64_t kMost = 1 << 24;

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.reidops.inputs import clustered, integers, random  # noqa: E402
+from tests.reidops.inputs import clustered, gradients, integers, random  # noqa: E402
 
 
 def results(ops, dtype):
@@ -25,6 +25,11 @@ def results(ops, dtype):
         found[f"dmli_matrix unaligned {width}"] = ops.dmli_matrix(stripes_x, stripes_y, aligned=False)
         attention = [random(2, width, 9, seed=s, dtype=dtype) / 3 for s in range(3)]
         found[f"channel_attention {width}"] = ops.channel_attention(*attention)
+        averages = [*attention[:2], random(2, width, 3, seed=2, dtype=dtype)]
+        found[f"channel_attention averages {width}"] = ops.channel_attention(*averages)
+        if width > 1:  # a softmax of one channel is constant
+            grads = gradients(ops.channel_attention, *averages)
+            found |= {f"channel_attention averages {width}, gradient {i}": grad for i, grad in enumerate(grads)}
     distance, identities = (4 * random(5, 1300, dtype=dtype).abs()).round(), integers(1300, high=60)
     for protocol in ("market1501", "mudeep", "cuhk03"):
         for name, matches in (("few", identities), ("many", identities % 3)):

@@ -42,9 +42,10 @@ def test_features_of_any_scale(scale, device):
 
 
 @pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e-19, 1e19, 1e30, 3e38])
-def test_attention_to_values_of_any_scale(scale, device):
+@pytest.mark.parametrize("value_length", [30, 3])
+def test_attention_to_values_of_any_scale(value_length, scale, device):
     query, key = random(2, 40, 30).to(device), random(2, 40, 30, seed=1).to(device)
-    value = scale * torch.nn.functional.normalize(random(2, 40, 30, seed=2), dim=1).to(device)
+    value = scale * torch.nn.functional.normalize(random(2, 40, value_length, seed=2), dim=1).to(device)
     result = reidops.channel_attention(query, key, value)
     assert_relative(result, reference.channel_attention(query, key, value), relative_to="largest")
 
@@ -81,9 +82,11 @@ def test_gradient_of_close_pairs(noise, squared, device):
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 1000.0])
-def test_gradient_of_channel_attention_with_large_equal_scores(scale, device):
+@pytest.mark.parametrize("value_length", [128, 3])
+def test_gradient_of_channel_attention_with_large_equal_scores(value_length, scale, device):
     query = torch.full((1, 64, 128), scale, device=device).requires_grad_()
-    value, grad = random(1, 64, 128).to(device).requires_grad_(), random(1, 64, 128, seed=1).to(device)
+    value, grad = (random(1, 64, value_length, seed=s).to(device) for s in range(2))
+    value.requires_grad_()
     output = reidops.channel_attention(query, query.detach(), value)
     (actual,) = torch.autograd.grad(output, value, grad)
     wide = value.detach().double().requires_grad_()

@@ -12,6 +12,7 @@ from tests.tolerances import assert_relative
 LABELS = integers(8, high=3)
 TRAINING = (
     "euclidean_distance", "shortest_path", "dmli", "batch_hard", "batch_hard_from_distance", "channel_attention",
+    "channel_attention averages",
 )  # fmt: skip
 
 
@@ -29,7 +30,7 @@ def samples():
     x, y, features, cost = random(5, 7), random(3, 7, seed=1), random(8, 6), random(3, 4, 5)
     stripes_x, stripes_y = random(3, 4, 6), random(3, 4, 6, seed=1)
     attention = [random(2, 3, 5, seed=s) for s in range(3)]
-    output, statistics = torch.ops.reidops.channel_attention(*attention)
+    averages = [*attention[:2], random(2, 3, 2, seed=4)]
     images = clustered(12, 6, clusters=3)
     local = clustered(12, 3, 4, clusters=3)
     ids = [integers(5, high=3), integers(9, high=3, seed=1)]
@@ -70,8 +71,13 @@ def samples():
             for people in ((None, None), cameras)
             for protocol in ("market1501", "mudeep", "cuhk03")
         ],
-        "channel_attention": [tuple(leaf(2, 3, 5, seed=s) for s in range(3))],
-        "channel_attention_backward": [(random(2, 3, 5, seed=3), *attention, output, statistics)],
+        "channel_attention": [
+            tuple(leaf(2, 3, length, seed=s) for s, length in enumerate(lengths)) for lengths in ((5, 5, 5), (5, 5, 2))
+        ],
+        "channel_attention_backward": [
+            (random(*values[2].shape, seed=3), *values, *torch.ops.reidops.channel_attention(*values))
+            for values in (attention, averages)
+        ],
     }
 
 
@@ -133,6 +139,9 @@ def public_calls(n, device):
             lambda *a: reidops.rank_metrics(*a, max_rank=4, protocol="cuhk03", num_draws=5), (distance, *ids),
         ),
         "channel_attention": (reidops.channel_attention, [r(n, 4, 5, seed=s) for s in range(3)]),
+        "channel_attention averages": (
+            reidops.channel_attention, [r(n, 4, 5), r(n, 4, 5, seed=1), r(n, 4, 3, seed=2)]
+        ),
         "TripletLoss": (TripletLoss(), (r(2 * n, 6), labels)),
         "AlignedTripletLoss": (AlignedTripletLoss(), (r(2 * n, 6), r(2 * n, 4, 5, seed=1), labels)),
     }  # fmt: skip
@@ -204,7 +213,8 @@ def test_autocast_computes_in_float32(name, dtype, device):
     with torch.autocast(device.type, dtype=dtype):
         for inputs in (halves, wide):
             result = function(*inputs)
-            if name == "channel_attention" and device.type == "cuda" and inputs is halves:  # has a kernel of its own
+            own_kernel = name.startswith("channel_attention") and device.type == "cuda"
+            if own_kernel and inputs is halves:
                 assert result.dtype == dtype
                 assert_relative(result, expected.double().cpu(), relative_to="largest")
             else:

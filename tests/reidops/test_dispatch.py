@@ -22,6 +22,7 @@ STRIPES = clustered(150, 8, 20, clusters=30)
 LABELS = integers(600, high=40)
 IDS = integers(100, high=30), integers(500, high=30, seed=1)
 DISTANCE = random(100, 500).abs()
+AVERAGES = random(3, 300, 32) / 3, random(3, 300, 32, seed=1) / 3, random(3, 300, 3, seed=2)
 
 CALLS = {
     "euclidean_distance": lambda: [reidops.euclidean_distance(IMAGES, IMAGES)],
@@ -35,6 +36,7 @@ CALLS = {
     "rank_metrics": lambda: reidops.rank_metrics(DISTANCE, *IDS),
     "rank_metrics cuhk03": lambda: reidops.rank_metrics(DISTANCE, *IDS, protocol="cuhk03", num_draws=10),
     "channel_attention": lambda: [reidops.channel_attention(*[random(16, 64, 32, seed=s) / 3 for s in range(3)])],
+    "channel_attention averages": lambda: [reidops.channel_attention(*AVERAGES)],
 }
 
 
@@ -55,12 +57,15 @@ def test_one_thread_and_several_agree_bit_for_bit(name, keep_threads):
             torch.testing.assert_close(many, one, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ["dmli", "batch_hard", "channel_attention", "shortest_path"])
+@pytest.mark.parametrize(
+    "name", ["dmli", "batch_hard", "channel_attention", "channel_attention averages", "shortest_path"]
+)
 def test_gradients_of_one_thread_and_several_agree_bit_for_bit(name, keep_threads):
     inputs = {
         "dmli": (reidops.dmli, [STRIPES, STRIPES.flip(0)]),
         "batch_hard": (lambda f: torch.stack(reidops.batch_hard(f, LABELS)[:2]), [IMAGES]),
         "channel_attention": (reidops.channel_attention, [random(16, 64, 32, seed=s) / 3 for s in range(3)]),
+        "channel_attention averages": (reidops.channel_attention, AVERAGES),
         "shortest_path": (reidops.shortest_path, [random(5000, 6, 6)]),
     }
     function, values = inputs[name]

@@ -122,7 +122,10 @@ def test_too_many_and_too_few_dimensions(case, name):
         assert_refused(ValueError, [name, str(tuple(deep.shape))], case, **{name: deep})
 
 
-@pytest.mark.parametrize("case, name", [pair for pair in FOLLOWERS if RIGHT[pair[0]][pair[1]].ndim > 1])
+@pytest.mark.parametrize("case, name", [
+    (case, name) for case, name in FOLLOWERS
+    if RIGHT[case][name].ndim > 1 and (case, name) != ("channel_attention", "value")  # of a length of its own
+])  # fmt: skip
 def test_another_feature_size(case, name):
     longer = torch.cat([RIGHT[case][name]] * 2, dim=-1)
     assert_refused(ValueError, [name, str(tuple(longer.shape))], case, **{name: longer})
@@ -159,6 +162,12 @@ def test_no_features(case, name):
     none = {n: RIGHT[case][n][..., :0] for c, n in FLOATS if c == case}
     first = next(iter(none))
     assert_refused(ValueError, [first, str(tuple(none[first].shape))], case, **none)
+
+
+def test_values_without_length_or_of_other_channels():
+    for value in (ATTENTION[2][..., :0], ATTENTION[2][:, :2], ATTENTION[2][:, :0]):
+        words = ["value", "(2, 3, V)", str(tuple(value.shape))]
+        assert_refused(ValueError, words, "channel_attention", value=value)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
