@@ -32,10 +32,11 @@ class TripletLoss(nn.Module):
     Args:
         margin: by how much, in units of the Euclidean distance, 0 or more; None for the soft margin.
         normalize: divide every feature by its Euclidean norm first.
+        epsilon: added to the squared distance under the root, 0 or more. MuDeep_v2's program (its TripHard) has 1e-8.
 
     Raises:
-        TypeError: margin is no number.
-        ValueError: margin is negative or not finite.
+        TypeError: margin or epsilon is no number.
+        ValueError: margin or epsilon is negative or not finite.
 
     Source:
         Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, arXiv:1703.07737, section 2, eq. 5.
@@ -47,10 +48,11 @@ class TripletLoss(nn.Module):
         tensor(0.8750)
     """
 
-    def __init__(self, margin: float | None = 0.3, normalize: bool = False) -> None:
+    def __init__(self, margin: float | None = 0.3, normalize: bool = False, epsilon: float = 0.0) -> None:
         super().__init__()
         self.margin = _check_margin(margin)
         self.normalize = normalize
+        self.epsilon = check_number("epsilon", epsilon, 0, math.inf)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Loss of a batch.
@@ -65,11 +67,13 @@ class TripletLoss(nn.Module):
         Raises:
             TypeError, ValueError: as `reidops.batch_hard`.
         """
-        mined = batch_hard(features, labels, normalize=self.normalize)
-        return _triplet(mined.positive_distance, mined.negative_distance, self.margin)
+        positive, negative, *_ = batch_hard(features, labels, normalize=self.normalize)
+        if self.epsilon:
+            positive, negative = (torch.sqrt(distance.square() + self.epsilon) for distance in (positive, negative))
+        return _triplet(positive, negative, self.margin)
 
     def extra_repr(self) -> str:
-        return f"margin={self.margin}, normalize={self.normalize}"
+        return f"margin={self.margin}, normalize={self.normalize}, epsilon={self.epsilon}"
 
 
 class AlignedTripletLoss(nn.Module):

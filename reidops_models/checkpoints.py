@@ -1,7 +1,7 @@
 """Reading checkpoints: our own, the published ones, and torchvision's ImageNet weights."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -149,9 +149,38 @@ def fill(
     problems = {"missing": missing, "unexpected": unexpected, "wrong shape": misshaped, "wrong dtype": mistyped}
     if any(problems.values()):
         lists = "; ".join(f"{problem}: {_listed(names)}" for problem, names in problems.items() if names)
-        raise ValueError(f"checkpoint {path} does not fit {type(model).__name__}: {lists}")
+        hint = _hint(given, wanted)
+        raise ValueError(f"checkpoint {path} does not fit {type(model).__name__}: {lists}{hint and f' ({hint})'}")
     model.load_state_dict(given, strict=False)
     return model
+
+
+def _hint(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What explains a mismatch in a word: another kind of model, or a classifier of other identities."""
+    found, sought = _kind(given), _kind(wanted)
+    if found and sought and found != sought:
+        return f"the file looks like {found}, and the model is {sought}"
+    differing = {
+        (len(tensor), len(wanted[name]))
+        for name, tensor in given.items()
+        if "classifier" in name and name in wanted and tensor.ndim and tensor.shape != wanted[name].shape
+    }
+    if len(differing) == 1:
+        theirs, ours = differing.pop()
+        return f"the file was trained on {theirs} identities, and the model has {ours} classes"
+    return ""
+
+
+def _kind(names: Iterable[str]) -> str:
+    """What model a state dict belongs to, from its names; empty if it is none that is known."""
+    starts = {name.split(".")[0] for name in names}
+    if "base" in starts:
+        return "AlignedReID"
+    if "layer4_1" in starts:
+        return "MuDeep_v2"
+    if {"layer4", "conv1"} <= starts:
+        return "a torchvision ResNet"
+    return ""
 
 
 def _listed(names: Sequence[str], limit: int = 10) -> str:

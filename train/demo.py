@@ -13,7 +13,7 @@ from pathlib import Path
 
 from train import alignedreid
 from train.data import make_partial_queries, write_synthetic
-from train.engine import write_json
+from train.files import write_json
 
 # Sizes and settings of the demonstration, and of the same in half a minute to see that it runs (--quick).
 PEOPLE = {"train_identities": 150, "test_identities": 100, "images_per_camera": 2, "cameras": 6}

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 import reidops
 from train.data.paths import find_input, prepare_output
-from train.engine import describe_machine, write_json
 from train.features import Features, load_features
+from train.files import write_json
+from train.log import describe_machine
 
 # Rows of the papers' tables: what the distance is called in JSON and on paper. "global_local" stands in no table,
 # but the published flags can ask for it (--test-distance global_local --unaligned).
@@ -27,7 +28,9 @@ DISTANCES = {
     "dmli": "DMLI",
     "global_local": "Global+Local",
     "global_dmli": "Global+DMLI",
+    "cosine": "Cosine",
 }
+PROTOCOLS = ("market1501", "mudeep")
 TABLE = ("global", "local", "dmli", "global_dmli")
 RANKS = (1, 5, 10)
 
@@ -41,6 +44,7 @@ class Evaluation(NamedTuple):
     mean_ap: float
     mean_inp: float
     seconds: float
+    protocol: str = "market1501"
 
     def rank(self, k: int) -> float:
         """Fraction of queries with a match among the first k; a gallery smaller than k counts whole."""
@@ -52,6 +56,7 @@ class Evaluation(NamedTuple):
         return {
             "distance": self.distance,
             "reranking": self.reranking,
+            "protocol": self.protocol,
             **ranks,
             "mAP": self.mean_ap,
             "mINP": self.mean_inp,
@@ -65,7 +70,12 @@ class Distances:
         self.features, self._kept = features, {}
 
     def matrix(self, name: str) -> Tensor:
-        """(M, N): squared Euclidean for the global features, sums over stripes for the local ones, or both added."""
+        """(M, N): squared Euclidean for the global features, sums over stripes for the local ones, or both added.
+
+        "cosine" is 1 - cosine of global features of unit length: half their squared Euclidean distance.
+        """
+        if name == "cosine":
+            return self.matrix("global") / 2
         if name in ("global_local", "global_dmli"):
             return self.matrix("global") + self.matrix(name.removeprefix("global_"))
         if name not in self._kept:
@@ -80,7 +90,7 @@ class Distances:
             inner = [self._between(side, side, name) for side in ("query", "gallery")]
             return reidops.k_reciprocal_from_distance(self.matrix(name), *inner, **options)
         pair = (None, None) if name == "dmli" else (f.query, f.gallery)
-        local = (None, None) if name == "global" else (f.query_local, f.gallery_local)
+        local = (None, None) if name in ("global", "cosine") else (f.query_local, f.gallery_local)
         return reidops.k_reciprocal(*pair, query_local=local[0], gallery_local=local[1], **options)
 
     def _between(self, first: str, second: str, name: str) -> Tensor:
@@ -121,17 +131,19 @@ def evaluate(
     k1: int = 20,
     k2: int = 6,
     lambda_value: float = 0.3,
+    protocols: Sequence[str] = ("market1501",),
 ) -> list[Evaluation]:
-    """Rank the gallery for every query by every distance, and score it by the Market-1501 protocol.
+    """Rank the gallery for every query by every distance, and score it by every protocol.
 
     Args:
         features: as published, with global features of unit length (`features.normalized()`).
         distances: names from DISTANCES.
         reranking: score every distance after k-reciprocal re-ranking too.
         k1, k2, lambda_value: of the re-ranking.
+        protocols: "market1501", or "mudeep" as MuDeep_v2's program scores (see `reidops.rank_metrics`), or both.
 
     Returns:
-        For every distance its plain row, then its re-ranked row.
+        For every distance its plain rows, one a protocol, then its re-ranked rows.
 
     Raises:
         ValueError: a distance needs local features that are not there, re-ranking needs more images, or no query has
@@ -143,7 +155,7 @@ def evaluate(
             f"re-ranking with k1={k1} needs at least {k1 + 1} images, query and gallery together, and there are "
             f"{images}: use a smaller k1 or leave re-ranking out"
         )
-    if features.query_local is None and set(distances) - {"global"}:
+    if features.query_local is None and set(distances) - {"global", "cosine"}:
         raise ValueError(f"distances {', '.join(distances)} need local features, and there are only global ones")
     table, evaluations = Distances(features), []
     bar = tqdm(total=len(distances) * (1 + reranking), desc="evaluation", unit="row", leave=False, disable=None)
@@ -151,12 +163,12 @@ def evaluate(
         for again in (False, True) if reranking else (False,):
             start = time.perf_counter()
             matrix = table.reranked(name, k1, k2, lambda_value) if again else table.matrix(name)
-            metrics = reidops.rank_metrics(
-                matrix, features.query_ids, features.gallery_ids, features.query_cameras, features.gallery_cameras
-            )
-            seconds = time.perf_counter() - start
-            scores = (metrics.cmc, float(metrics.mean_ap), float(metrics.mean_inp), seconds)
-            evaluations.append(Evaluation(name, again, *scores))
+            labels = features.query_ids, features.gallery_ids, features.query_cameras, features.gallery_cameras
+            for protocol in protocols:
+                metrics = reidops.rank_metrics(matrix, *labels, protocol=protocol)
+                seconds = time.perf_counter() - start
+                scores = (metrics.cmc, float(metrics.mean_ap), float(metrics.mean_inp), seconds)
+                evaluations.append(Evaluation(name, again, *scores, protocol))
             bar.update()
     bar.close()
     return evaluations
@@ -164,11 +176,14 @@ def evaluate(
 
 def format_table(evaluations: Sequence[Evaluation]) -> str:
     """The table in percent, as the papers print it, with the seconds each row took."""
-    head = f"{'Distance':<14}{'Re-ranking':<12}" + "".join(f"{f'Rank-{k}':>9}" for k in RANKS)
-    lines = [head + f"{'mAP':>9}{'mINP':>9}{'seconds':>9}", "-" * (len(head) + 27)]
+    several = len({evaluation.protocol for evaluation in evaluations}) > 1
+    head = f"{'Distance':<14}{'Re-ranking':<14}" + (f"{'Protocol':<12}" if several else "")
+    head += "".join(f"{title:>9}" for title in (*(f"Rank-{k}" for k in RANKS), "mAP", "mINP", "seconds"))
+    lines = [head, "-" * len(head)]
     for evaluation in evaluations:
         scores = [*(evaluation.rank(k) for k in RANKS), evaluation.mean_ap, evaluation.mean_inp]
-        name = f"{DISTANCES[evaluation.distance]:<14}{'k-reciprocal' if evaluation.reranking else '-':<12}"
+        name = f"{DISTANCES[evaluation.distance]:<14}{'k-reciprocal' if evaluation.reranking else '-':<14}"
+        name += f"{evaluation.protocol:<12}" if several else ""
         lines.append(name + "".join(f"{100 * score:>9.1f}" for score in scores) + f"{evaluation.seconds:>9.2f}")
     return "\n".join(lines)
 
@@ -186,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         help="as in train.alignedreid; rows without their features are left out of 'all'",
     )
     parser.add_argument("--unaligned", action="store_true", help="local distance stripe by stripe, without DMLI")
+    parser.add_argument("--protocol", default="market1501", choices=PROTOCOLS, help="how ranks are scored")
     parser.add_argument("--no-reranking", action="store_true", help="plain distances alone")
     parser.add_argument("--k1", type=int, default=20, help="neighbours in a k-reciprocal set (default 20)")
     parser.add_argument("--k2", type=int, default=6, help="neighbours averaged over (default 6)")
@@ -211,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             f"{path}: {len(features.query)} query and {len(features.gallery)} gallery images, "
             f"features {tuple(features.query.shape[1:])}"
         )
-        options = {"k1": args.k1, "k2": args.k2, "lambda_value": args.lambda_value}
+        options = {"k1": args.k1, "k2": args.k2, "lambda_value": args.lambda_value, "protocols": (args.protocol,)}
         evaluations = evaluate(features, distances, reranking=not args.no_reranking, **options)
         print(format_table(evaluations))
         results = {

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from train.engine import written_whole
+from train import processes
+from train.files import written_whole
 
 
 @dataclass
@@ -49,24 +50,47 @@ def extract_features(
     """Run a model in evaluation mode over both sets, in float32.
 
     Args:
-        model: maps images to (global_features (B, D), local_features (B, stripes, d)).
-        query_loader, gallery_loader: batches of (images, identities, cameras).
+        model: maps images to (global_features (B, D), local_features (B, stripes, d)), or to global features alone.
+        query_loader, gallery_loader: batches of (images, identities, cameras), at least one; where several processes
+            work together, of this process's share of the images.
         device: where the model is.
 
     Returns:
         Features on the CPU, the global ones not normalised.
     """
     model.eval()
-    parts = {}
+    parts, quiet = {}, processes.quiet()
     for name, loader in (("query", query_loader), ("gallery", gallery_loader)):
         batches = []
-        for images, identities, cameras in tqdm(loader, desc=name, unit="batch", leave=False, disable=None):
+        for images, identities, cameras in tqdm(loader, desc=name, unit="batch", leave=False, disable=quiet):
             with torch.inference_mode():
-                features, stripes = model(images.to(device, non_blocking=True))
-            batches.append((features.float().cpu(), stripes.float().cpu(), identities, cameras))
-        columns = [torch.cat(column) for column in zip(*batches, strict=True)]
-        parts |= dict(zip((name, f"{name}_local", f"{name}_ids", f"{name}_cameras"), columns, strict=True))
+                output = model(images.to(device, non_blocking=True))
+            outputs = {name: output} if isinstance(output, Tensor) else {name: output[0], f"{name}_local": output[1]}
+            found = {part: features.float().cpu() for part, features in outputs.items()}
+            batches.append(found | {f"{name}_ids": identities, f"{name}_cameras": cameras})
+        columns = {part: torch.cat([batch[part] for batch in batches]) for part in batches[0]}
+        parts |= {part: processes.collect(column, device) for part, column in columns.items()}
     return Features(**parts)
+
+
+class FlipAveraged(nn.Module):
+    """A model whose test features are the mean over an image and its mirror image, as one row.
+
+    Args:
+        model: maps images (B, 3, height, width) to features (B, ...).
+
+    Example:
+        >>> FlipAveraged(nn.Flatten())(torch.tensor([[[[1.0, 3.0]]]]))
+        tensor([[2., 2.]])
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) -> (B, D)."""
+        return (self.model(images) + self.model(images.flip(3))).flatten(1) / 2
 
 
 def save_features(features: Features, path: str | os.PathLike) -> None:

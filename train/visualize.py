@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 import reidops
-from train.engine import written_whole
 from train.evaluate import DISTANCES, Evaluation
 from train.features import Features
+from train.files import written_whole
 
 RIGHT, WRONG, INK, FAINT, ACCENT = "#2a9d5c", "#d1495b", "#222831", "#9aa5b1", "#f4a259"
 LINES = {
@@ -23,8 +23,10 @@ LINES = {
     "cross_entropy": ("cross entropy", "#3d5a80"),
     "global_loss": ("triplet, global", "#ee6c4d"),
     "local_loss": ("triplet, local (DMLI)", "#2a9d8f"),
+    "triplet": ("triplet", "#ee6c4d"),
 }
 ROWS = {"global": "#3d5a80", "local": "#b8860b", "dmli": "#2a9d8f", "global_local": "#7b2cbf", "global_dmli": "#d1495b"}
+ROWS["cosine"] = ROWS["global"]
 
 
 def draw_alignment(
@@ -112,7 +114,7 @@ def draw_alignment(
     bar.outline.set_visible(False)
     if title:
         figure.suptitle(title, color=INK, fontsize=13)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_ranked(
@@ -145,7 +147,7 @@ def draw_ranked(
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.05, top=1 - 0.75 / figure.get_figheight())
     if title:
         figure.suptitle(title, color=INK, fontsize=13, y=1 - 0.16 / figure.get_figheight(), va="top")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curves(path: str | os.PathLike, history: Sequence[dict], evaluations: Sequence[Evaluation]) -> None:
@@ -162,6 +164,8 @@ def draw_curves(path: str | os.PathLike, history: Sequence[dict], evaluations: S
         epochs = [line["epoch"] for line in history]
         losses = axes.pop(0)
         for name, (label, color) in LINES.items():
+            if name not in history[0]:
+                continue
             losses.plot(
                 epochs,
                 [line[name] for line in history],
@@ -206,7 +210,33 @@ def draw_curves(path: str | os.PathLike, history: Sequence[dict], evaluations: S
     for chart in figure.axes:
         chart.spines[["top", "right"]].set_visible(False)
         chart.grid(alpha=0.25)
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def draw_rankings(
+    path: str | os.PathLike,
+    features: Features,
+    distance: Tensor,
+    query_files: Sequence[str],
+    gallery_files: Sequence[str],
+    size: tuple[int, int],
+    by: str,
+    queries: int = 6,
+) -> None:
+    """Draw queries, evenly spaced through the query set, with their nearest gallery images.
+
+    Args:
+        path: the PNG to write.
+        features: identities and cameras of the rows and columns.
+        distance: (M, N) distances.
+        query_files, gallery_files: image files of rows and columns.
+        size: (height, width) to show images at.
+        by: what the distance is, for the title.
+        queries: how many to show.
+    """
+    chosen = torch.linspace(0, len(query_files) - 1, min(queries, len(query_files))).round().long().tolist()
+    rankings = [nearest(features, distance, query, query_files, gallery_files) for query in chosen]
+    draw_ranked(path, rankings, size, f"Queries and their nearest gallery images {by} (green: same identity)")
 
 
 def nearest(
@@ -283,7 +313,8 @@ def _show(axes, image: str | os.PathLike, size: tuple[int, int], color: str, lab
         spine.set(color=color, linewidth=3)
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Write a figure as PNG, whole or not at all; the folder is made if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()

@@ -12,6 +12,8 @@ from torch.nn import functional
 from reidops.losses import AlignedTripletLoss
 from reidops_models import AlignedReID, AlignedReIDOutput
 from train import engine
+from train.files import write_json, written_whole
+from train.losses import ReIDLoss
 
 
 class Killed(Exception):
@@ -71,15 +73,15 @@ def test_loss_is_the_sum_of_its_parts():
     output = AlignedReIDOutput(torch.randn(6, 4), torch.randn(6, 8), functional.normalize(torch.randn(6, 3, 5), dim=2))
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     global_loss, local_loss = AlignedTripletLoss(margin=0.5)(output.global_features, output.local_features, labels)
-    losses = engine.ReIDLoss(margin=0.5, label_smoothing=0.1)(output, labels)
-    assert tuple(losses) == engine.LOSSES
+    losses = ReIDLoss(margin=0.5, label_smoothing=0.1)(output, labels)
+    assert tuple(losses) == ReIDLoss.names
     log_probability = output.logits.log_softmax(1)
     target = functional.one_hot(labels, 4) * 0.9 + 0.1 / 4
     torch.testing.assert_close(losses["cross_entropy"], -(target * log_probability).sum(1).mean())
     torch.testing.assert_close(losses["global_loss"], global_loss)
     torch.testing.assert_close(losses["local_loss"], local_loss)
     torch.testing.assert_close(losses["loss"], losses["cross_entropy"] + global_loss + local_loss)
-    triplet_only = engine.ReIDLoss(margin=0.5, triplet_only=True)(output, labels)
+    triplet_only = ReIDLoss(margin=0.5, triplet_only=True)(output, labels)
     torch.testing.assert_close(triplet_only["loss"], global_loss + local_loss)
 
 
@@ -101,7 +103,7 @@ def test_divergence_stops_with_the_place_and_the_cure(value):
     model = Diverged(value)
     optimizer = engine.make_optimizer("sgd", model, 0.5, 0.0)
     trainer = engine.Trainer(
-        model, engine.ReIDLoss(), optimizer, engine.make_scheduler(optimizer, 0, 0.1), device=torch.device("cpu")
+        model, ReIDLoss(), optimizer, engine.make_scheduler(optimizer, 0, 0.1), device=torch.device("cpu")
     )
     batch = torch.rand(4, 3, 2, 2) * 2, torch.tensor([0, 0, 1, 1]), torch.zeros(4)
     with pytest.raises(FloatingPointError, match=r"batch 1 of epoch 1: training has diverged; lower --lr \(now 0.5\)"):
@@ -113,7 +115,7 @@ def test_an_epoch_without_a_batch_is_an_error():
     model = Diverged(1.0)
     optimizer = engine.make_optimizer("adam", model, 0.1, 0.0)
     scheduler = engine.make_scheduler(optimizer, 0, 0.1)
-    trainer = engine.Trainer(model, engine.ReIDLoss(), optimizer, scheduler, device=torch.device("cpu"))
+    trainer = engine.Trainer(model, ReIDLoss(), optimizer, scheduler, device=torch.device("cpu"))
     with pytest.raises(ValueError, match="fewer images than --train-batch"):
         trainer.train_epoch([])
 
@@ -130,21 +132,8 @@ def test_step_decay(name):
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
 
 
-def convolves_in_bfloat16():
-    """False where torch's own convolution is wrong: that of oneDNN on some processors with AMX, at small sizes."""
-    image, weight = (
-        torch.linspace(-1, 1, n).reshape(shape) for n, shape in ((16384, (8, 256, 4, 2)), (1179648, (512, 256, 3, 3)))
-    )
-    exact = nn.functional.conv2d(image, weight, stride=2, padding=1)
-    for _ in range(20):  # what it adds up depends on what lay in memory before
-        rounded = nn.functional.conv2d(image.bfloat16(), weight.bfloat16(), stride=2, padding=1)
-        if not (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max():
-            return False
-    return True
-
-
 @pytest.mark.skipif(
-    not convolves_in_bfloat16(), reason="this torch's bfloat16 convolutions are wrong on this processor"
+    not engine.convolves_in_bfloat16(), reason="this torch's bfloat16 convolutions are wrong on this processor"
 )
 def test_mixed_precision_trains_close_to_float32(run_small, tmp_path):
     plain = run_small(tmp_path / "float32", "--max-epoch", 1)
@@ -205,7 +194,7 @@ def test_a_malformed_training_state_is_refused_with_the_file(tmp_path, name):
         model = nn.Linear(2, 2)
         optimizer = engine.make_optimizer(name, model, 0.1, 1e-4)
         scheduler = engine.make_scheduler(optimizer, 2, 0.5)
-        return engine.Trainer(model, engine.ReIDLoss(), optimizer, scheduler, device=torch.device("cpu"))
+        return engine.Trainer(model, ReIDLoss(), optimizer, scheduler, device=torch.device("cpu"))
 
     trainer, path = make_trainer(), tmp_path / "last.pth"
     trainer.model(torch.ones(1, 2)).sum().backward()
@@ -273,12 +262,12 @@ def test_the_folder_of_a_run(run_small, trained, tmp_path, capsys):
 
 def test_temporary_files_are_of_one_process_and_do_not_stay(tmp_path):
     path = tmp_path / "file.json"
-    with engine.written_whole(path) as temporary:
+    with written_whole(path) as temporary:
         assert str(os.getpid()) in temporary.name
         temporary.write_text("whole")
         assert not path.exists()
     assert [file.name for file in tmp_path.iterdir()] == ["file.json"]
     with pytest.raises(TypeError):
-        engine.write_json({"a": object()}, path)
+        write_json({"a": object()}, path)
     assert path.read_text() == "whole"
     assert [file.name for file in tmp_path.iterdir()] == ["file.json"]

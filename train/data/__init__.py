@@ -17,10 +17,21 @@ from train.data.folder import load_folder
 from train.data.market1501 import load_market1501, load_partial
 from train.data.paths import find_input
 from train.data.samplers import RandomIdentitySampler
-from train.data.transforms import Random2DTranslation, test_transform, train_transform
+from train.data.transforms import Random2DTranslation, erasing_transform, test_transform, train_transform
+
+_DUKE = ("dukemtmc-reid/DukeMTMC-reID", "DukeMTMC-reID")
+
+
+def _cuhk03np(boxes: str) -> tuple[str, ...]:
+    """Where CUHK03's new protocol has the images of one kind of boxes, in Market-1501's layout."""
+    return (f"cuhk03-np/{boxes}", f"CUHK03-NP/{boxes}", f"cuhk03np/{boxes}", boxes)
+
 
 _LOADERS: dict[str, Callable[..., ReIDDataset]] = {
     "market1501": _with(load_market1501, name="market1501", folders=("Market-1501-v15.09.15", "Market-1501")),
+    "dukemtmcreid": _with(load_market1501, name="dukemtmcreid", folders=_DUKE),
+    "cuhk03np_detected": _with(load_market1501, name="cuhk03np_detected", folders=_cuhk03np("detected")),
+    "cuhk03np_labeled": _with(load_market1501, name="cuhk03np_labeled", folders=_cuhk03np("labeled")),
     "market1501_partial": _with(load_partial, name="market1501_partial"),
     "synthetic": _with(load_market1501, name="synthetic"),
     "synthetic_partial": _with(load_partial, name="synthetic_partial"),
@@ -38,6 +49,7 @@ __all__ = [
     "ReIDDataset",
     "Sample",
     "dataset_names",
+    "erasing_transform",
     "find_input",
     "load_dataset",
     "make_partial_queries",
@@ -52,8 +64,8 @@ def dataset_names() -> list[str]:
     """The names that ``load_dataset`` knows.
 
     Example:
-        >>> dataset_names()
-        ['market1501', 'market1501_partial', 'synthetic', 'synthetic_partial', 'folder']
+        >>> dataset_names()[:4]
+        ['market1501', 'dukemtmcreid', 'cuhk03np_detected', 'cuhk03np_labeled']
     """
     return list(_LOADERS)
 

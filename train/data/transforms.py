@@ -1,4 +1,4 @@
-"""From image to tensor: the published augmentation of AlignedReID, and the plain way for tests."""
+"""From image to tensor: the published augmentations of AlignedReID and MuDeep_v2, and the plain way for tests."""
 
 from __future__ import annotations
 
@@ -54,12 +54,33 @@ def train_transform(height: int, width: int) -> transforms.Compose:
     return transforms.Compose([Random2DTranslation(height, width), transforms.RandomHorizontalFlip(), *_to_tensor()])
 
 
-def test_transform(height: int, width: int) -> transforms.Compose:
+def erasing_transform(height: int, width: int, erasing: float = 0.5) -> transforms.Compose:
+    """MuDeep_v2's training augmentation: bicubic resize, flip, ImageNet normalisation, random erasing.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        erasing: probability that a rectangle of 2 to 40 % of the image is set to the mean colour.
+
+    Returns:
+        A callable from an RGB ``PIL.Image`` to a float32 tensor (3, height, width).
+
+    Source: Zhong et al., Random Erasing Data Augmentation, AAAI 2020; Qian et al., IEEE TPAMI 42 (2020).
+    """
+    if not 0 <= erasing <= 1:
+        raise ValueError(f"erasing should be a probability, got {erasing}")
+    resize = transforms.Resize((height, width), transforms.InterpolationMode.BICUBIC)
+    erase = transforms.RandomErasing(erasing, scale=(0.02, 0.4), ratio=(0.3, 1 / 0.3), value=0)
+    return transforms.Compose([resize, transforms.RandomHorizontalFlip(), *_to_tensor(), erase])
+
+
+def test_transform(height: int, width: int, bicubic: bool = False) -> transforms.Compose:
     """The transform of queries and gallery: resize and ImageNet normalisation, nothing random.
 
     Args:
         height: pixels.
         width: pixels.
+        bicubic: resize by bicubic interpolation, as MuDeep_v2 does, rather than by bilinear.
 
     Returns:
         A callable from an RGB ``PIL.Image`` to a float32 tensor (3, height, width).
@@ -68,7 +89,8 @@ def test_transform(height: int, width: int) -> transforms.Compose:
         >>> test_transform(128, 64)(Image.new("RGB", (50, 100))).shape
         torch.Size([3, 128, 64])
     """
-    return transforms.Compose([transforms.Resize((height, width)), *_to_tensor()])
+    mode = transforms.InterpolationMode.BICUBIC if bicubic else transforms.InterpolationMode.BILINEAR
+    return transforms.Compose([transforms.Resize((height, width), mode), *_to_tensor()])
 
 
 test_transform.__test__ = False  # its name is the field's word; pytest should not collect it

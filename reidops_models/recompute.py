@@ -1,0 +1,82 @@
+"""Parts of a network that cost little to compute and much to keep: in backward they are computed again.
+
+torch keeps what a convolution returns twice on the way to the next one: before batch norm, and after batch norm and
+ReLU. The second follows from the first in one pass over memory. A query and a key map follow from the leader they
+share, which is an eighth of their size. With `recompute=True` these functions keep the first of each alone. Gradients
+are the same to the last bit, because the same operations run again on the same numbers.
+"""
+
+from collections.abc import Callable
+from itertools import count
+
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+import reidops
+
+
+def stem(layers: nn.Sequential, images: Tensor, *, recompute: bool) -> Tensor:
+    """A ResNet's first layers, named conv, bn, relu and pool, keeping what the convolution returns."""
+    return _norm_and_on(layers.bn, lambda x: layers.pool(layers.relu(x)), layers.conv(images), recompute)
+
+
+def residual(block: BasicBlock | Bottleneck, features: Tensor, *, recompute: bool) -> Tensor:
+    """A torchvision residual block, keeping what its convolutions return and its result, and nothing in between."""
+    identity = features if block.downsample is None else block.downsample(features)
+    mapped = block.conv1(features)
+    mapped = _norm_and_on(block.bn1, lambda x: block.conv2(block.relu(x)), mapped, recompute)
+    if isinstance(block, BasicBlock):
+        mapped = block.bn2(mapped)
+    else:
+        mapped = _norm_and_on(block.bn2, lambda x: block.conv3(block.relu(x)), mapped, recompute)
+        mapped = block.bn3(mapped)
+    mapped += identity
+    return block.relu(mapped)
+
+
+def attend(leader: Tensor, query_weight: Tensor, key_weight: Tensor, value: Tensor, *, recompute: bool) -> Tensor:
+    """`reidops.channel_attention` of queries and keys that are 1x1 convolutions of one leader, keeping the leader.
+
+    Args:
+        leader: (B, G, L).
+        query_weight, key_weight: (C, G, 1).
+        value: (B, C, V).
+        recompute: compute queries and keys again in backward, rather than keep their 2 B C L numbers.
+
+    Returns:
+        (B, C, V).
+    """
+    query, key = functional.conv1d(leader, query_weight), functional.conv1d(leader, key_weight)
+    if not recompute:
+        return reidops.channel_attention(query, key, value.to(query.dtype))
+    kept, dtype = leader.detach(), query.dtype
+    weight_of = {query.data_ptr(): query_weight.detach(), key.data_ptr(): key_weight.detach()}
+    shape = query.shape
+
+    def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
+        weight = weight_of.get(saved.data_ptr()) if saved.shape == shape and saved.dtype == dtype else None
+        return saved if weight is None else lambda: functional.conv1d(kept.to(dtype), weight.to(dtype))
+
+    def unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
+        return packed if isinstance(packed, Tensor) else packed()
+
+    with saved_tensors_hooks(pack, unpack):
+        return reidops.channel_attention(query, key, value.to(query.dtype))
+
+
+def _norm_and_on(norm: nn.Module, following: Callable[[Tensor], Tensor], mapped: Tensor, recompute: bool) -> Tensor:
+    """following(norm(mapped)), keeping `mapped` and, unless a convolution comes last, the result."""
+    if not recompute or type(norm) is not nn.BatchNorm2d:  # one that waits for other processes runs once
+        return following(norm(mapped))
+    training, times = norm.training, count()
+
+    def part(x: Tensor) -> Tensor:
+        if next(times) == 0:
+            return following(norm(x))
+        settings = norm.running_mean, norm.running_var, norm.weight, norm.bias, training
+        return following(functional.batch_norm(x, *settings, momentum=0.0, eps=norm.eps))  # counts no batch twice
+
+    return checkpoint(part, mapped, use_reentrant=False, preserve_rng_state=False)

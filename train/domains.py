@@ -1,0 +1,119 @@
+"""Which checkpoints are tested on which data sets, and the papers' table of a model on data sets it has not seen."""
+
+import re
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+from reidops_models.checkpoints import read_checkpoint
+from train.data import ReIDDataset, load_dataset
+
+# Data sets as the papers call them.
+TITLES = {
+    "market1501": "Market-1501",
+    "dukemtmcreid": "DukeMTMC-reID",
+    "cuhk03np_detected": "CUHK03-NP detected",
+    "cuhk03np_labeled": "CUHK03-NP labelled",
+}
+
+_EPOCH_IN_NAME = re.compile(r"_(\d+)(?:-[^_]*)?$")  # market_160.pkl, market_160-best.pkl
+
+
+def checkpoints_in(path: str | PathLike) -> list[tuple[Path, int | None]]:
+    """A checkpoint, or all those of a folder in the order of their epochs.
+
+    Args:
+        path: a file, or a folder with .pkl files (if it has none, with .pth files).
+
+    Returns:
+        Each with its epoch: the number that ends its name, else what it holds under "epoch", else None. Those without
+        an epoch come last.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or no checkpoint in the folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(path.glob("*.pkl")) or sorted(path.glob("*.pth"))
+        if not found:
+            raise FileNotFoundError(f"the folder {path} holds no checkpoint (*.pkl or *.pth)")
+    elif path.is_file():
+        found = [path]
+    else:
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    dated = [(file, _epoch_of(file)) for file in found]
+    return sorted(dated, key=lambda item: (item[1] is None, item[1], item[0].name))
+
+
+def _epoch_of(path: Path) -> int | None:
+    in_name = _EPOCH_IN_NAME.search(path.stem)
+    if in_name:
+        return int(in_name[1])
+    epoch = read_checkpoint(path).get("epoch")
+    return epoch if type(epoch) is int else None
+
+
+def read_domains(
+    names: Sequence[str], root: str | PathLike, trained_on: ReIDDataset | None = None
+) -> list[ReIDDataset]:
+    """The data sets to test on.
+
+    Args:
+        names: data sets, each by its name or as NAME=ROOT.
+        root: the folder that holds those that name no root of their own.
+        trained_on: the data set of the training, which none of them should turn out to be by mistake.
+
+    Returns:
+        One data set a name.
+
+    Raises:
+        ValueError: a name is unknown, or leads to the images of another data set of the run.
+        FileNotFoundError: a data set is not there.
+    """
+    found: dict[str, ReIDDataset] = {}
+    places = {} if trained_on is None else {_place(trained_on): trained_on.name}
+    for item in names:
+        name, _, own_root = item.partition("=")
+        data = load_dataset(name, own_root or root)
+        other = places.setdefault(_place(data), data.name)
+        if other != data.name:
+            raise ValueError(
+                f"--test-on {item} leads to the images of {other} in {_place(data)}: give {name}=FOLDER, the folder of "
+                f"{name} itself"
+            )
+        found[item] = data
+    return list(found.values())
+
+
+def _place(data: ReIDDataset) -> Path:
+    """The folder of the gallery."""
+    return Path(data.gallery[0].path).resolve().parent if data.gallery else Path(data.name)
+
+
+def format_domains(rows: Sequence[Mapping], trained_on: str) -> str:
+    """Rank-1/mAP in percent, a column a data set tested on, a row a checkpoint and way of scoring.
+
+    Args:
+        rows: of results.json, with "test_set", "checkpoint", "protocol", "reranking", "rank1", "mAP".
+        trained_on: name of the data set of the training.
+
+    Example:
+        >>> row = {"test_set": "dukemtmcreid", "checkpoint": "a/market_160.pkl", "protocol": "mudeep"}
+        >>> print(format_domains([row | {"reranking": False, "rank1": 0.4668, "mAP": 0.2733}], "market1501"))
+        trained on Market-1501, Rank-1/mAP  DukeMTMC-reID
+        market_160, mudeep                    46.68/27.33
+    """
+    sets = list(dict.fromkeys(row["test_set"] for row in rows))
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        name = Path(row["checkpoint"]).stem if row["checkpoint"] else "last epoch"
+        name += f", {row['protocol']}" + (", re-ranked" if row["reranking"] else "")
+        lines.setdefault(name, {})[row["test_set"]] = f"{100 * row['rank1']:.2f}/{100 * row['mAP']:.2f}"
+    corner = f"trained on {TITLES.get(trained_on, trained_on)}, Rank-1/mAP"
+    wide = max(map(len, (corner, *lines)))
+    titles = [TITLES.get(name, name) for name in sets]
+    table = [corner.ljust(wide) + "".join(f"  {title:>11}" for title in titles)]
+    for name, scores in lines.items():
+        cells = (scores.get(key, "-").rjust(max(11, len(title))) for key, title in zip(sets, titles, strict=True))
+        table.append(name.ljust(wide) + "".join(f"  {cell}" for cell in cells))
+    return "\n".join(table)

@@ -1,0 +1,370 @@
+"""Train MuDeep_v2, test it, and test it on data sets it has not been trained on.
+
+    python -m train.mudeep -d market1501 --root data --weights resnet50.pth --save-dir log/market
+    python -m train.mudeep -d market1501 --root data --evaluate market_160.pkl --reranking
+    python -m train.mudeep -d market1501 --root data --evaluate log/market
+    python -m train.mudeep -d market1501 --root data --evaluate market_160.pkl --test-on dukemtmcreid cuhk03np_detected
+    torchrun --nproc-per-node 2 -m train.mudeep -d market1501 --root data --weights resnet50.pth
+
+--evaluate takes one checkpoint, published or our own, or a folder, whose checkpoints are tested in the order of their
+epochs. The second line of sizes in the paper is --width 128.
+"""
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from reidops_models import MuDeepV2
+from reidops_models.checkpoints import fill, find_state_dict, read_checkpoint
+from reidops_models.mudeep import BACKBONES
+from train import engine, processes
+from train.data import ImageDataset, RandomIdentitySampler, ReIDDataset, erasing_transform, test_transform
+from train.data.paths import find_input
+from train.domains import checkpoints_in, format_domains, read_domains
+from train.evaluate import PROTOCOLS, Distances, Evaluation, evaluate, format_table
+from train.features import Features, FlipAveraged, extract_features, save_features
+from train.files import write_json
+from train.leader import draw_leader
+from train.log import Log, describe_machine
+from train.losses import MuDeepLoss
+from train.opt_text import OptText
+from train.script import (
+    add_data_flags,
+    add_precision_flags,
+    add_reranking_flags,
+    draw_all,
+    files,
+    keep_best,
+    make_loader,
+    one_line_errors,
+    pick_device,
+    prepare_folder,
+    read_dataset,
+    report_epoch,
+    require_evaluable,
+    whole,
+)
+from train.settings import Settings, require_settings
+from train.visualize import draw_curves, draw_rankings
+
+CLASSIFIERS = tuple(f"scale{scale}{part}.classifier." for scale in (1, 2, 3) for part in ("", "_1", "_2", "_3"))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Every flag; the defaults are the published program's settings."""
+    parser = argparse.ArgumentParser(prog="python -m train.mudeep", description="Train and test MuDeep_v2.")
+    add_data_flags(parser, height=384, width=192, workers=4)
+
+    add = parser.add_argument_group("model").add_argument
+    add("-a", "--arch", default="resnet50", choices=BACKBONES)
+    add("--weights", metavar="PATH", help="torchvision ImageNet weights to start the backbone from")
+    add("--num-scales", type=int, default=3, choices=(1, 2, 3))
+    add("--no-attention", action="store_true", help="without the leader and its attention, for comparison")
+    add("--num-classes", type=whole(1), help="how many training identities there should be (default: as there are)")
+    add("--no-recompute", action="store_true", help="keep what backward could compute again: more memory")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--P", type=whole(2), default=12, help="identities in a batch, of all processes together (default 12)")
+    add("--K", type=whole(1), default=6, help="images of an identity in a batch (default 6)")
+    add("--repeats", type=whole(1), default=3, help="passes over the identities in an epoch (default 3)")
+    add("--max-epoch", type=whole(0), default=160)
+    add("--test-batch", type=whole(1), default=64)
+    add("--lr", type=float, default=0.09, help="learning rate of attention, bottlenecks and classifiers")
+    add("--backbone-rate", type=float, default=0.1, help="that of backbone and leader, as a part of it (default 0.1)")
+    add("--stepsize", type=int, default=80, help="epochs between two decays of the learning rate; 0 for none")
+    add("--gamma", type=float, default=0.1, help="factor of a decay")
+    add("--weight-decay", type=float, default=5e-4)
+    add("--margin", type=float, default=1.0, help="margin of the triplet losses")
+    add("--labelsmooth", action="store_true", help="label smoothing of 0.1")
+    add("--erasing", type=float, default=0.5, help="probability of random erasing (default 0.5)")
+    add("--seed", type=whole(0), default=12345)
+    add("--resume", metavar="PATH", help="go on from a last.pth, or from a .pkl of this program")
+    add_precision_flags(add)
+
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--evaluate", metavar="PATH", help="only test: a checkpoint, or every one in a folder")
+    add("--test-on", nargs="+", metavar="NAME[=ROOT]", default=[], help="test on these data sets, not on --dataset")
+    add("--protocol", default="both", choices=(*PROTOCOLS, "both"), help="how ranks are scored (default: both ways)")
+    add("--eval-step", type=int, default=5, help="evaluate every so many epochs; -1 only after the last")
+    add_reranking_flags(add)
+    add("--pictures", action="store_true", help="write leader.png, ranked.png and curves.png")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--save-dir", default="log", help="where everything is written (default: log)")
+    add("--name", default="mudeep", help="of the checkpoints NAME_EPOCH.pkl (default: mudeep)")
+    add("--checkpoint-step", type=whole(1), default=10, help="epochs between two of them (default 10)")
+    add("--print-freq", type=whole(1), default=10, help="batches between two updates of the progress bar's figures")
+    add("--use-cpu", action="store_true")
+    add("--gpu-devices", default="0", help="GPU index; torchrun gives each process its own")
+    add("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    return parser
+
+
+def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: torch.device | None = None) -> dict:
+    """Train and test as the flags say.
+
+    Args:
+        args: what `make_parser` parsed.
+        dataset: the data, instead of what --dataset and --root name.
+        device: where to work; None for what the flags say.
+
+    Returns:
+        What is written to results.json (results_test.json with --evaluate):
+        {"dataset", "seconds", "rows", "training", "machine", "arguments"}.
+    """
+    start = time.perf_counter()
+    if args.threads > 0:
+        torch.set_num_threads(args.threads)
+    device = pick_device(args)[0] if device is None else device
+    folder = Path(args.save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = checkpoints_in(args.evaluate) if args.evaluate else []
+    if dataset is None and not (args.evaluate and args.test_on):
+        dataset = read_dataset(args)
+    tests = read_domains(args.test_on, args.root, dataset) if args.test_on else [dataset]
+    for one in ([] if dataset is None else [dataset]) + [test for test in tests if test is not dataset]:
+        print(one.summary())
+    for test in tests:
+        require_evaluable(args, test)
+
+    engine.seed_everything(args.seed)
+    model = make_model(args, dataset).to(device)
+    model.to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"MuDeep_v2, {args.arch}, {args.num_scales} scales: {parameters:.1f} M parameters on {device}")
+
+    history, training = [], None
+    if not args.evaluate:
+        history, training = train(args, dataset, model, device)
+    rows, features, evaluations = [], None, []
+    for checkpoint, epoch in checkpoints or [(None, args.max_epoch)]:
+        if checkpoint is not None:
+            load(args, model, checkpoint)
+        for test in tests:
+            features = extract(args, test, model, device)
+            if processes.rank() > 0:
+                continue
+            print(f"\n{test.name}" + (f", {checkpoint}" if checkpoint else f", after epoch {epoch}"))
+            evaluations = score(args, features)
+            print(format_table(evaluations))
+            about = {"test_set": test.name, "checkpoint": checkpoint and str(checkpoint), "epoch": epoch}
+            rows += [about | evaluation.row() for evaluation in evaluations]
+    if processes.rank() > 0:
+        return {}
+    if args.test_on:
+        print("\n" + format_domains(rows, args.dataset))
+    results = {
+        "dataset": dataset.name if dataset is not None else args.dataset,
+        "seconds": time.perf_counter() - start,
+        "rows": rows,
+        "training": training,
+        "machine": describe_machine(device),
+        "arguments": vars(args),
+    }
+    if args.save_features:
+        save_features(features, args.save_features)
+    write_json(results, folder / ("results_test.json" if args.evaluate else "results.json"))
+    if args.pictures:
+        draw_pictures(args, tests[-1], model, device, features, evaluations, history)
+    return results
+
+
+def make_model(args: argparse.Namespace, dataset: ReIDDataset | None) -> MuDeepV2:
+    """The network of the flags, with a class for every training identity."""
+    identities = 1 if dataset is None else dataset.num_train_identities
+    if args.num_classes is not None and dataset is not None and args.num_classes != identities:
+        raise ValueError(
+            f"--num-classes is {args.num_classes}, and {dataset.name} has {identities} training identities: look "
+            f"whether --root is the right folder, or leave --num-classes out"
+        )
+    if not args.evaluate and identities < args.P:
+        raise ValueError(
+            f"--P {args.P} identities in a batch need as many to train on, and {dataset.name} has {identities}"
+        )
+    return MuDeepV2(
+        max(1, identities),
+        args.num_scales,
+        attention=not args.no_attention,
+        backbone=args.arch,
+        weights=find_input(args.weights, "weights") if args.weights else None,
+        recompute=not args.no_recompute,
+    )
+
+
+def settings_of(args: argparse.Namespace, dataset_name: str) -> Settings:
+    """What checkpoints remember of a run."""
+    model = ("arch", "num_scales", "no_attention", "height", "width")
+    training, kept = ("dataset",), ("lr", "backbone_rate", "weight_decay", "stepsize", "gamma")
+    values = {name: getattr(args, name) for name in model + training + kept}
+    return Settings(values | {"dataset": dataset_name}, model, training, kept)
+
+
+def load(args: argparse.Namespace, model: MuDeepV2, path: Path) -> None:
+    """Load what a checkpoint has for testing; its classifiers are not needed, and may be those of other identities."""
+    content, settings = read_checkpoint(path), settings_of(args, args.dataset)
+    require_settings(content, settings.values, settings.model, path)
+    fill(model, find_state_dict(content, path), path, CLASSIFIERS)
+
+
+def make_optimizer(
+    model: MuDeepV2, learning_rate: float, weight_decay: float, backbone_rate: float = 0.1
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; backbone, leader and gamma learn at a part of the rate, as published."""
+    groups = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[name.startswith(("scale", "atten"))].append(parameter)
+    return torch.optim.SGD(
+        [{"params": groups[False], "lr": learning_rate * backbone_rate}, {"params": groups[True]}],
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        momentum=0.9,
+        nesterov=True,
+    )
+
+
+def train(
+    args: argparse.Namespace, dataset: ReIDDataset, model: MuDeepV2, device: torch.device
+) -> tuple[list[dict], dict]:
+    """Train a model, from the start or from --resume; checkpoints, log and opt.txt are written on the way.
+
+    Returns:
+        The lines of log.jsonl, and {"epochs", "seconds", "best_rank1", "best_epoch"}.
+    """
+    folder = Path(args.save_dir)
+    parallel = None
+    if processes.together():
+        parallel = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
+    optimizer = make_optimizer(model, args.lr, args.weight_decay, args.backbone_rate)
+    trainer = engine.Trainer(
+        model,
+        MuDeepLoss(args.margin, 0.1 if args.labelsmooth else 0.0),
+        optimizer,
+        engine.make_scheduler(optimizer, args.stepsize, args.gamma),
+        device=device,
+        amp_dtype=engine.mixed_precision(args.amp, device),
+        channels_last=args.channels_last,
+        parallel=parallel,
+        print_freq=args.print_freq,
+        settings=settings_of(args, dataset.name),
+    )
+    if args.resume:
+        trainer.resume(args.resume)
+        print(f"resumed from {args.resume} after epoch {trainer.epoch}")
+    parts = {"part": processes.rank(), "parts": processes.count()}
+    sampler = RandomIdentitySampler(
+        dataset.train, args.P * args.K, args.K, repeats=args.repeats, seed=args.seed, **parts
+    )
+    images = ImageDataset(dataset.train, erasing_transform(args.height, args.width, args.erasing))
+    batch_size = args.P * args.K // processes.count()
+    loader = make_loader(args, images, device, batch_size, sampler=sampler, drop_last=True)
+
+    if processes.rank() == 0:
+        prepare_folder(folder, args.resume, ("best.pth", "last.pth", "log.jsonl", "opt.txt", f"{args.name}_*.pkl"))
+    processes.wait()
+    log, text = Log(folder, trainer.epoch), OptText(folder / "opt.txt", vars(args), trainer.epoch)
+    if trainer.means and log.epoch < trainer.epoch:  # stopped after an epoch, before it was evaluated and logged
+        finish_epoch(args, dataset, trainer, log, text)
+    while trainer.epoch < args.max_epoch:
+        engine.seed_everything(args.seed, trainer.epoch + 1)
+        sampler.set_epoch(trainer.epoch)
+        trainer.train_epoch(loader)
+        trainer.save(folder / "last.pth")
+        finish_epoch(args, dataset, trainer, log, text)
+    log.close()
+    seconds = sum(line["seconds"] for line in log.history)
+    best = {"best_rank1": trainer.best_rank1, "best_epoch": trainer.best_epoch}
+    return log.history, {"epochs": trainer.epoch, "seconds": seconds, **best}
+
+
+def finish_epoch(
+    args: argparse.Namespace, dataset: ReIDDataset, trainer: engine.Trainer, log: Log, text: OptText
+) -> None:
+    """After an epoch: test the model if it is due, write checkpoint, log and opt.txt."""
+    folder, entry = Path(args.save_dir), dict(trainer.means)
+    if (args.eval_step > 0 and trainer.epoch % args.eval_step == 0) or trainer.epoch == args.max_epoch:
+        features = extract(args, dataset, trainer.model, trainer.device)
+        if processes.rank() == 0:
+            evaluation = evaluate(features, ("cosine",), reranking=False, protocols=protocols_of(args)[:1])[0]
+            entry |= {"rank1": evaluation.rank(1), "mAP": evaluation.mean_ap}
+            text.add(trainer.epoch, evaluation)
+            keep_best(trainer, evaluation, folder)
+    if trainer.epoch % args.checkpoint_step == 0:
+        trainer.save(folder / f"{args.name}_{trainer.epoch}.pkl")
+    log.add({"epoch": trainer.epoch, **entry})
+    report_epoch(log.history[-1], trainer.criterion.names, args.max_epoch)
+    processes.wait()
+
+
+def extract(args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device) -> Features:
+    """Test features of the query and gallery images: the mean over image and mirror image, of unit length."""
+    if min(len(dataset.query), len(dataset.gallery)) < processes.count():
+        raise ValueError(f"{dataset.name} has fewer images in query or gallery than there are processes")
+    transform = test_transform(args.height, args.width, bicubic=True)
+    loaders = [
+        make_loader(args, ImageDataset(processes.share(samples), transform), device, args.test_batch)
+        for samples in (dataset.query, dataset.gallery)
+    ]
+    return extract_features(FlipAveraged(model), *loaders, device).normalized()
+
+
+def protocols_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """The protocols of the table, that of the published program first."""
+    return ("mudeep", "market1501") if args.protocol == "both" else (args.protocol,)
+
+
+def score(args: argparse.Namespace, features: Features) -> list[Evaluation]:
+    """The rows of a table."""
+    options = {"k1": args.k1, "k2": args.k2, "lambda_value": args.lambda_value}
+    return evaluate(features, ("cosine",), reranking=args.reranking, protocols=protocols_of(args), **options)
+
+
+def draw_pictures(
+    args: argparse.Namespace,
+    dataset: ReIDDataset,
+    model: MuDeepV2,
+    device: torch.device,
+    features: Features,
+    evaluations: Sequence[Evaluation],
+    history: Sequence[dict],
+) -> None:
+    """Write leader.png, ranked.png and curves.png (curves_test.png with --evaluate)."""
+    size, query_files, gallery_files = (args.height, args.width), files(dataset.query), files(dataset.gallery)
+
+    def leader(path: Path) -> None:
+        chosen = torch.linspace(0, len(query_files) - 1, min(4, len(query_files))).round().long().tolist()
+        images = ImageDataset([dataset.query[index] for index in chosen], test_transform(*size, bicubic=True))
+        draw_leader(path, model, torch.stack([image for image, *_ in images]).to(device))
+
+    def ranked(path: Path) -> None:
+        distance = Distances(features).matrix("cosine")
+        draw_rankings(path, features, distance, query_files, gallery_files, size, "by cosine distance")
+
+    def curves(path: Path) -> None:
+        draw_curves(path, history, [one for one in evaluations if one.protocol == evaluations[0].protocol])
+
+    curves_name = "curves_test" if args.evaluate else "curves"
+    pictures = {"ranked": ranked, curves_name: curves}
+    draw_all(Path(args.save_dir), pictures if args.no_attention else {"leader": leader, **pictures})
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Command line; bad input ends in one line, not in a traceback."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(one_line_errors(parser, None if args.evaluate else Path(args.save_dir) / "last.pth"))
+        device = stack.enter_context(processes.started(args.use_cpu))
+        if processes.rank() > 0:  # the first process speaks for all
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        return run(args, device=device)
+
+
+if __name__ == "__main__":
+    main()

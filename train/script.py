@@ -1,0 +1,172 @@
+"""What the training scripts share: flags, devices, folders, loaders, and errors of one line."""
+
+import argparse
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from train.data import ImageDataset, ReIDDataset, Sample, dataset_names, load_dataset
+from train.data.paths import prepare_output
+from train.engine import Trainer, write_checkpoint
+from train.evaluate import Evaluation
+from train.files import written_whole
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of a flag: a whole number of at least `least`."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"should be at least {least}, got {text}")
+        return int(text)
+
+    return number
+
+
+def add_data_flags(parser: argparse.ArgumentParser, height: int, width: int, workers: int) -> None:
+    """What to read, and how large."""
+    add = parser.add_argument_group("data").add_argument
+    add("--root", default="data", help="folder of the data set; a relative one is also looked for under $REIDOPS_DATA")
+    add("-d", "--dataset", default="market1501", choices=dataset_names())
+    add("-j", "--workers", type=whole(0), default=workers, help="processes that load images; 0 loads in the main one")
+    add("--height", type=whole(1), default=height)
+    add("--width", type=whole(1), default=width)
+    add("--pattern", help="-d folder: how file names tell identity and camera (see train.data.folder)")
+    add("--query-camera", type=int, help="-d folder: the camera of the queries (default: the lowest)")
+    add("--train-fraction", type=float, help="-d folder: part of the identities to train on, where nothing tells")
+
+
+def read_dataset(args: argparse.Namespace) -> ReIDDataset:
+    """The data set that the data flags name."""
+    options = {name: getattr(args, name) for name in ("pattern", "query_camera", "train_fraction")}
+    return load_dataset(args.dataset, args.root, **{name: x for name, x in options.items() if x is not None})
+
+
+def add_reranking_flags(add: Callable) -> None:
+    """Re-ranking and its constants."""
+    add("--reranking", action="store_true", help="k-reciprocal re-ranking too")
+    add("--k1", type=whole(1), default=20, help="re-ranking: neighbours in a k-reciprocal set (default 20)")
+    add("--k2", type=whole(1), default=6, help="re-ranking: neighbours averaged over (default 6)")
+    add("--lambda", type=float, default=0.3, dest="lambda_value", help="re-ranking: weight of the distance itself")
+    add("--save-features", metavar="NPZ", help="write the features of query and gallery, for train.evaluate")
+
+
+def add_precision_flags(add: Callable) -> None:
+    """Mixed precision and memory layout."""
+    add("--amp", nargs="?", const="auto", choices=("auto", "bf16", "fp16"), help="mixed precision (default: off)")
+    add("--channels-last", action="store_true", help="channels-last layout: faster on most processors")
+
+
+def require_evaluable(args: argparse.Namespace, dataset: ReIDDataset) -> None:
+    """Refuse, before anything is trained, what could not be evaluated or written (ValueError, OSError)."""
+    for name in ("query", "gallery"):
+        if not getattr(dataset, name):
+            raise ValueError(f"the data set {dataset.name} has no {name} images to evaluate on: add some under --root")
+    cameras: dict[int, set[int]] = {}
+    for sample in dataset.gallery:
+        cameras.setdefault(sample.identity, set()).add(sample.camera)
+    if not any(cameras.get(sample.identity, set()) - {sample.camera} for sample in dataset.query):
+        raise ValueError(f"no query of {dataset.name} is in the gallery under another camera: nothing can be found")
+    images = len(dataset.query) + len(dataset.gallery)
+    if args.reranking and images <= args.k1:
+        raise ValueError(
+            f"--reranking with --k1 {args.k1} needs more than {args.k1} images, query and gallery together, and "
+            f"{dataset.name} has {images}: give a smaller --k1, or leave --reranking out"
+        )
+    if not 0 <= args.lambda_value <= 1:
+        raise ValueError(f"--lambda should be between 0 and 1, got {args.lambda_value}")
+    if args.save_features:
+        if Path(args.save_features).is_dir():
+            raise ValueError(f"--save-features should name a file, got the folder {args.save_features}")
+        prepare_output(args.save_features)
+
+
+def pick_device(args: argparse.Namespace) -> tuple[torch.device, list[int]]:
+    """The device to work on and all GPUs of --gpu-devices; the CPU and none without a GPU or with --use-cpu."""
+    if args.use_cpu or not torch.cuda.is_available():
+        return torch.device("cpu"), []
+    gpus = [int(index) for index in args.gpu_devices.split(",")]
+    return torch.device("cuda", gpus[0]), gpus
+
+
+def prepare_folder(folder: Path, resume: str | None, names: Sequence[str]) -> None:
+    """Make a folder that of this run: bring what lies beside the resumed file, or clear away an earlier run.
+
+    Args:
+        folder: of this run.
+        resume: the checkpoint to go on from, if any.
+        names: the files of a run, or patterns of their names.
+    """
+    if resume is None:
+        old = sorted(path for name in names for path in folder.glob(name) if path.is_file())
+        for path in old:
+            path.unlink()
+        if old:
+            print(f"removed from an earlier run: {', '.join(map(str, old))}")
+    elif Path(resume).parent.resolve() != folder.resolve():
+        for beside in (path for name in names for path in Path(resume).parent.glob(name)):
+            with written_whole(folder / beside.name) as temporary:
+                shutil.copyfile(beside, temporary)
+
+
+def keep_best(trainer: Trainer, evaluation: Evaluation, folder: Path) -> None:
+    """Write best.pth if a model's rank-1 is the best so far, and last.pth again, which remembers it."""
+    if evaluation.rank(1) > trainer.best_rank1:
+        trainer.best_rank1, trainer.best_epoch = evaluation.rank(1), trainer.epoch
+        best = {"state_dict": trainer.model.state_dict(), "settings": trainer.settings.values}
+        write_checkpoint(best | {"epoch": trainer.epoch, "rank1": trainer.best_rank1}, folder / "best.pth")
+        trainer.save(folder / "last.pth")
+
+
+def report_epoch(entry: Mapping[str, float], losses: Sequence[str], epochs: int) -> None:
+    """One line on the screen for a line of the log."""
+    total, *parts = losses
+    parts = ", ".join(f"{name.removesuffix('_loss').replace('_', ' ')} {entry[name]:.3f}" for name in parts)
+    scores = f"  rank-1 {100 * entry['rank1']:.1f}  mAP {100 * entry['mAP']:.1f}" if "rank1" in entry else ""
+    print(
+        f"epoch {entry['epoch']:>3}/{epochs}  {total} {entry[total]:.3f} ({parts})  accuracy "
+        f"{100 * entry['accuracy']:.1f} %  {entry['seconds']:.1f} s{scores}",
+        flush=True,
+    )
+
+
+def make_loader(
+    args: argparse.Namespace, images: ImageDataset, device: torch.device, batch_size: int, **options
+) -> DataLoader:
+    """A loader as the machine flags say."""
+    return DataLoader(images, batch_size, num_workers=args.workers, pin_memory=device.type == "cuda", **options)
+
+
+def files(samples: Sequence[Sample]) -> list[str]:
+    """The image files of samples."""
+    return [sample.path for sample in samples]
+
+
+def draw_all(folder: Path, pictures: Mapping[str, Callable[[Path], None]]) -> None:
+    """Draw pictures by name; one that cannot be drawn is left out with a warning: the run has its results by then."""
+    for name, draw in pictures.items():
+        path = folder / f"{name}.png"
+        try:
+            draw(path)
+            print(f"picture: {path}")
+        except (ValueError, OSError) as error:
+            print(f"warning: no {path}: {error}")
+
+
+@contextmanager
+def one_line_errors(parser: argparse.ArgumentParser, last: Path | None = None) -> Iterator[None]:
+    """Bad input and Ctrl-C end in one line, not in a traceback; `last` is the checkpoint to resume from, if any.
+
+    An error in a process that loads images arrives with that process's traceback: its last line is the error.
+    """
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        parser.exit(2, f"error: {(str(error).strip() or type(error).__name__).splitlines()[-1]}\n")
+    except KeyboardInterrupt:
+        advice = f": continue with --resume {last}" if last is not None and last.is_file() else ""
+        parser.exit(130, f"interrupted{advice}\n")
