@@ -152,7 +152,7 @@ class MuDeepV2(nn.Module):
     def attended_regions(self, images: Tensor) -> list[Tensor]:
         """Each scale's averages over the whole map and its thirds, (B, C, 4), after the attention."""
         maps = self.scale_maps(images)
-        regions = [_average_regions(scale_map) for scale_map in maps]
+        regions = [average_regions(scale_map) for scale_map in maps]
         if not self.attention:
             return regions
         leader, attended = self.leader_map(maps).flatten(2), []
@@ -240,7 +240,7 @@ def _without_stride(stage: nn.Sequential) -> nn.Sequential:
     return stage
 
 
-def _average_regions(feature_map: Tensor) -> Tensor:
+def average_regions(feature_map: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 4): averages over the whole map and over its upper, middle and lower third."""
     rows = feature_map.mean(dim=3)
     return torch.cat([rows.mean(dim=2, keepdim=True), functional.adaptive_avg_pool1d(rows, 3)], dim=2)

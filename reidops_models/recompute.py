@@ -47,11 +47,11 @@ def attend(leader: Tensor, query_weight: Tensor, key_weight: Tensor, value: Tens
         recompute: compute queries and keys again in backward, rather than keep their 2 B C L numbers.
 
     Returns:
-        (B, C, V).
+        (B, C, V); like torch's own layers, of NaN where NaN went in.
     """
     query, key = functional.conv1d(leader, query_weight), functional.conv1d(leader, key_weight)
     if not recompute:
-        return reidops.channel_attention(query, key, value.to(query.dtype))
+        return reidops.channel_attention(query, key, value.to(query.dtype), validate=False)
     kept, dtype = leader.detach(), query.dtype
     weight_of = {query.data_ptr(): query_weight.detach(), key.data_ptr(): key_weight.detach()}
     shape = query.shape
@@ -64,7 +64,7 @@ def attend(leader: Tensor, query_weight: Tensor, key_weight: Tensor, value: Tens
         return packed if isinstance(packed, Tensor) else packed()
 
     with saved_tensors_hooks(pack, unpack):
-        return reidops.channel_attention(query, key, value.to(query.dtype))
+        return reidops.channel_attention(query, key, value.to(query.dtype), validate=False)
 
 
 def _norm_and_on(norm: nn.Module, following: Callable[[Tensor], Tensor], mapped: Tensor, recompute: bool) -> Tensor:

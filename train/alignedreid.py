@@ -39,6 +39,7 @@ from train.script import (
     read_dataset,
     report_epoch,
     require_evaluable,
+    settle_processor,
     whole,
 )
 from train.settings import Settings, require_settings
@@ -111,8 +112,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
     start = time.perf_counter()
     if args.evaluate and not args.resume:
         raise ValueError("--evaluate needs the model's checkpoint in --resume")
-    if args.threads > 0:
-        torch.set_num_threads(args.threads)
+    settle_processor(args)
     device, gpus = pick_device(args)
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)

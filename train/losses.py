@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,10 +31,10 @@ class ReIDLoss(nn.Module):
         self.triplet_only = triplet_only
 
     def forward(self, output: AlignedReIDOutput, labels: Tensor) -> dict[str, Tensor]:
-        """The losses of an AlignedReIDOutput, in float32, by their names."""
-        cross_entropy = functional.cross_entropy(output.logits.float(), labels, label_smoothing=self.label_smoothing)
+        """The losses of an AlignedReIDOutput, in float32 or wider, by their names."""
+        cross_entropy = functional.cross_entropy(_wide(output.logits), labels, label_smoothing=self.label_smoothing)
         _require_finite(cross_entropy)
-        global_loss, local_loss = self.triplet(output.global_features.float(), output.local_features.float(), labels)
+        global_loss, local_loss = self.triplet(_wide(output.global_features), _wide(output.local_features), labels)
         loss = global_loss + local_loss if self.triplet_only else cross_entropy + global_loss + local_loss
         return dict(zip(self.names, (loss, cross_entropy, global_loss, local_loss), strict=True))
 
@@ -65,22 +66,27 @@ class MuDeepLoss(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, output: MuDeepOutput, labels: Tensor) -> dict[str, Tensor]:
-        """The losses of a MuDeepOutput, in float32, by their names."""
+        """The losses of a MuDeepOutput, in float32 or wider, by their names."""
         regions = len(output.logits) // len(output.global_features)
         cross_entropy = sum(
-            functional.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+            functional.cross_entropy(_wide(logits), labels, label_smoothing=self.label_smoothing)
             for logits in output.logits
         )
         cross_entropy = cross_entropy / regions
         _require_finite(cross_entropy)
         everyone = processes.gather(labels)
-        triplet = sum(self.triplet(processes.gather(scale.float()), everyone) for scale in output.global_features)
+        triplet = sum(self.triplet(processes.gather(_wide(scale)), everyone) for scale in output.global_features)
         return dict(zip(self.names, (2 * cross_entropy + triplet, cross_entropy, triplet), strict=True))
 
     @staticmethod
     def predict(output: MuDeepOutput) -> Tensor:
         """(B,) the identities that all classifiers together tell."""
         return sum(output.logits).argmax(1)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Half precision becomes float32."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _require_finite(cross_entropy: Tensor) -> None:

@@ -49,6 +49,7 @@ from train.script import (
     read_dataset,
     report_epoch,
     require_evaluable,
+    settle_processor,
     whole,
 )
 from train.settings import Settings, require_settings
@@ -120,8 +121,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
         {"dataset", "seconds", "rows", "training", "machine", "arguments"}.
     """
     start = time.perf_counter()
-    if args.threads > 0:
-        torch.set_num_threads(args.threads)
+    settle_processor(args)
     device = pick_device(args)[0] if device is None else device
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def make_model(args: argparse.Namespace, dataset: ReIDDataset | None) -> MuDeepV
         )
     if not args.evaluate and identities < args.P:
         raise ValueError(
-            f"--P {args.P} identities in a batch need as many to train on, and {dataset.name} has {identities}"
+            f"--P {args.P} identities in a batch need as many to train on: {dataset.name} has {identities}"
         )
     return MuDeepV2(
         max(1, identities),

@@ -82,13 +82,23 @@ def gather(rows: Tensor) -> Tensor:
     """
     if not together():
         return rows
-    if not rows.requires_grad:
+    return _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    """`gather`, whose gradient is this process's part of the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
         parts = [torch.empty_like(rows) for _ in range(count())]
         distributed.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
-    from torch.distributed.nn.functional import all_gather
 
-    return torch.cat(all_gather(rows.contiguous()))
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        distributed.all_reduce(grad)
+        return grad.chunk(count())[rank()]
 
 
 def share(items: Sequence) -> list:

@@ -85,6 +85,16 @@ def require_evaluable(args: argparse.Namespace, dataset: ReIDDataset) -> None:
         prepare_output(args.save_features)
 
 
+def settle_processor(args: argparse.Namespace) -> None:
+    """Threads as asked for, and numbers below 1e-38 taken as 0.
+
+    A softmax over large scores is full of such numbers, and products with them take a processor twenty times as long.
+    """
+    torch.set_flush_denormal(True)
+    if args.threads > 0:
+        torch.set_num_threads(args.threads)
+
+
 def pick_device(args: argparse.Namespace) -> tuple[torch.device, list[int]]:
     """The device to work on and all GPUs of --gpu-devices; the CPU and none without a GPU or with --use-cpu."""
     if args.use_cpu or not torch.cuda.is_available():

@@ -105,3 +105,36 @@ def test_bad_batches():
         AlignedTripletLoss()(features, stripes[1:], labels)
     with pytest.raises(ValueError, match="anchor.*no negative"):
         AlignedTripletLoss()(features, stripes, torch.full_like(labels, 3))
+
+
+def trip_hard(features, p, k):
+    """MuDeep_v2's published mining of p identities in a row, k images each: 1e-8 under the root, unit length."""
+    features = features / features.norm(dim=1, keepdim=True)
+    distance = torch.sqrt((features.unsqueeze(1) - features.unsqueeze(0)).square().sum(2) + 1e-8)
+    rows = [distance[i * k : (i + 1) * k] for i in range(p)]
+    positive = [row[:, i * k : (i + 1) * k].amax(1) for i, row in enumerate(rows)]
+    negative = [torch.cat([row[:, : i * k], row[:, (i + 1) * k :]], dim=1).amin(1) for i, row in enumerate(rows)]
+    return torch.cat(positive), torch.cat(negative)
+
+
+@pytest.mark.parametrize(("p", "k"), [(12, 6), (4, 3), (5, 1), (2, 8)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_epsilon_is_that_of_trip_hard(dtype, p, k, device):
+    features = random(p * k, 64, dtype=dtype, device=device).requires_grad_()
+    labels = torch.arange(p, device=device).repeat_interleave(k)
+    loss = TripletLoss(1.0, normalize=True, epsilon=1e-8)(features, labels)
+    expected = hinge(*trip_hard(features, p, k), 1.0)
+    assert_relative(loss, expected.double(), dtype)
+    gradients = [torch.autograd.grad(one, features)[0] for one in (loss, expected)]
+    assert_gradient(gradients[0], gradients[1].cpu().double())
+    shuffled = torch.randperm(p * k, device=device)  # any order of labels, any labels
+    again = TripletLoss(1.0, normalize=True, epsilon=1e-8)(features[shuffled], 1000 - 7 * labels[shuffled])
+    torch.testing.assert_close(again, loss)
+
+
+def test_epsilon_bounds():
+    for wrong in (-1e-8, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="epsilon should be at least 0"):
+            TripletLoss(epsilon=wrong)
+    with pytest.raises(TypeError, match="epsilon should be a number"):
+        TripletLoss(epsilon="1e-8")

@@ -17,6 +17,8 @@ TRAIN, QUERY, GALLERY = FOLDERS = ("bounding_box_train", "query", "bounding_box_
 JUNK, DISTRACTOR = -1, 0
 PARTIAL_STAMP = "partial.json"
 
+_FAMILIES = ("market", "duke", "cuhk", "msmt")  # how the names of the data sets in this layout begin
+
 _NAME = re.compile(r"(?P<identity>-1|\d+)_c(?P<camera>\d+)(?:s\d+)?[_.]", re.ASCII)
 
 
@@ -36,7 +38,8 @@ def load_market1501(root: str | Path, *, name: str = "market1501", folders: tupl
 
     Raises:
         FileNotFoundError: no such folder, or one of the three sub-folders is missing.
-        ValueError: a sub-folder holds no image, or an image's name does not follow the pattern.
+        ValueError: a sub-folder holds no image, an image's name does not follow the pattern, or the folder is called
+            after another data set.
     """
     home = find_market1501(root, name=name, folders=folders)
     train, query, gallery = (_read_folder(home / folder) for folder in FOLDERS)
@@ -70,7 +73,18 @@ def find_market1501(root: str | Path, *, name: str = "market1501", folders: tupl
     for folder in FOLDERS:
         if not (home / folder).is_dir():
             raise FileNotFoundError(f"{name} at '{home}' lacks the folder {folder}/")
+    if (other := _named_after_another(home, name)) is not None:
+        raise ValueError(
+            f"the folder for {name} should not be that of another data set, got '{home}', {other} by its name"
+        )
     return home
+
+
+def _named_after_another(home: Path, name: str) -> str | None:
+    """The data set that a folder is called after, if it is another than the one looked for."""
+    squeezed = re.sub("[^a-z0-9]", "", home.name.lower())
+    named = [family for family in _FAMILIES if family in squeezed]
+    return named[0] if named and any(name.startswith(f) for f in _FAMILIES) and not name.startswith(named[0]) else None
 
 
 def parse_name(name: str) -> tuple[int, int]:

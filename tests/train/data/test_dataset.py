@@ -14,7 +14,10 @@ from train.data import test_transform as plain_transform
 
 
 def test_names():
-    assert dataset_names() == ["market1501", "market1501_partial", "synthetic", "synthetic_partial", "folder"]
+    assert dataset_names() == [
+        "market1501", "dukemtmcreid", "cuhk03np_detected", "cuhk03np_labeled", "market1501_partial", "synthetic",
+        "synthetic_partial", "folder",
+    ]  # fmt: skip
 
 
 def test_every_exported_name_exists():

@@ -122,3 +122,29 @@ def test_official_identities_and_cameras(data_folder, tmp_path):
     labels = np.unique(lists["bounding_box_train"][0], return_inverse=True)[1]
     expected = sorted(zip(labels.tolist(), lists["bounding_box_train"][1].tolist(), strict=True))
     assert sorted((sample.identity, sample.camera) for sample in data.train) == expected
+
+
+@pytest.mark.parametrize(("name", "folder", "names"), [
+    ("dukemtmcreid", "dukemtmc-reid/DukeMTMC-reID", ("0005_c2_f0046985.jpg", "0005_c5_f0051781.jpg")),
+    ("dukemtmcreid", "DukeMTMC-reID", ("0005_c2_f0046985.jpg", "0005_c5_f0051781.jpg")),
+    ("cuhk03np_detected", "cuhk03-np/detected", ("0003_c1_21.png", "0003_c2_26.png")),
+    ("cuhk03np_labeled", "CUHK03-NP/labeled", ("0003_c1_21.png", "0003_c2_26.png")),
+])  # fmt: skip
+def test_sets_in_this_layout_under_their_own_names(tmp_path, make_images, name, folder, names):
+    home = tmp_path / folder
+    make_images(home / "bounding_box_train", "0001_c1_f0044158.jpg", "0001_c2_f0044158.jpg")
+    make_images(home / "query", names[0])
+    make_images(home / "bounding_box_test", names[1])
+    for root in (tmp_path, home):
+        data = load_dataset(name, root)
+        assert data.name == name
+        (query,), (gallery,) = data.query, data.gallery
+        assert query.identity == gallery.identity > 0
+        assert (query.camera, gallery.camera) == (int(names[0][6]), int(names[1][6]))
+
+
+def test_a_folder_called_after_another_set_is_refused(market):
+    with pytest.raises(ValueError, match="the folder for dukemtmcreid should not be .*market1501', market by its name"):
+        load_dataset("dukemtmcreid", market)
+    plain = market.rename(market.parent / "people")
+    assert load_dataset("dukemtmcreid", plain).query

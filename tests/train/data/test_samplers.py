@@ -93,3 +93,35 @@ def test_too_few_identities():
 def test_bad_seed():
     with pytest.raises(ValueError, match="seed should be at least 0, got -1"):
         RandomIdentitySampler(make(4, 4), 4, 2, seed=-1)
+
+
+def test_repeats_are_dealt_one_after_the_other():
+    samples = make(*[6] * 11)
+    sampler = RandomIdentitySampler(samples, 12, 3, repeats=3, seed=4)
+    batches = batches_of(sampler, 12)
+    assert len(batches) == 3 * 11 // 4  # what does not fill a batch at the end of all passes is dropped
+    identities = [samples[batch[start]].identity for batch in batches for start in range(0, 12, 3)]
+    assert set(identities[:11]) == set(identities[11:22]) == set(range(11))
+    assert identities[:11] != identities[11:22]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_parts_share_out_every_batch(parts):
+    samples, size = make(*[6] * 11), 12
+
+    def draw(part, parts):
+        sampler = RandomIdentitySampler(samples, size, 3, repeats=2, seed=4, part=part, parts=parts)
+        sampler.set_epoch(5)
+        return batches_of(sampler, size // parts)
+
+    shares = [draw(part, parts) for part in range(parts)]
+    together = [sum(batch, []) for batch in zip(*shares, strict=True)]
+    assert together == draw(0, 1)
+
+
+def test_bad_repeats_and_parts():
+    samples = make(*[6] * 11)
+    with pytest.raises(ValueError, match="repeats should be at least 1, got 0"):
+        RandomIdentitySampler(samples, 12, 3, repeats=0)
+    with pytest.raises(ValueError, match="the 4 identities of a batch cannot be shared out evenly to 3 processes"):
+        RandomIdentitySampler(samples, 12, 3, parts=3)

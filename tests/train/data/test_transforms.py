@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from train.data import Random2DTranslation, train_transform
+from train.data import Random2DTranslation, erasing_transform, train_transform
 from train.data import test_transform as plain_transform
 
 
@@ -60,3 +60,31 @@ def test_training_transform_flips_and_follows_the_seed(image):
     assert all(result.shape == (3, 64, 32) for result in results)
     assert any(torch.equal(result, plain) for result in results)
     assert any(torch.equal(result.flip(2), plain) for result in results)
+
+
+def test_bicubic_transform(image):
+    resized = np.asarray(image.resize((32, 64), Image.Resampling.BICUBIC), dtype=np.float64) / 255
+    expected = (resized - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(plain_transform(64, 32, bicubic=True)(image), expected.transpose(2, 0, 1), atol=1e-5)
+
+
+def test_erasing_flips_and_erases(image):
+    torch.manual_seed(0)
+    plain = plain_transform(64, 32, bicubic=True)(image)
+    mirrored = plain_transform(64, 32, bicubic=True)(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    transform, flipped, shares = erasing_transform(64, 32), 0, []
+    for _ in range(400):
+        result = transform(image)
+        untouched = [(result == one).all(0) for one in (plain, mirrored)]
+        is_flipped = untouched[1].sum() > untouched[0].sum()
+        flipped += int(is_flipped)
+        erased = ~untouched[int(is_flipped)]
+        if erased.any():
+            assert (result[:, erased] == 0).all()  # the mean colour
+            rows, columns = erased.any(1).sum().item(), erased.any(0).sum().item()
+            assert erased.sum() == rows * columns  # a rectangle
+            shares.append(rows * columns / (64 * 32))
+    assert 150 < flipped < 250 and 150 < len(shares) < 250  # 200 +- 5 standard deviations
+    assert 0.01 < min(shares) and 0.3 < max(shares) < 0.45
+    with pytest.raises(ValueError, match=r"erasing should be a probability, got 1.5"):
+        erasing_transform(64, 32, 1.5)
