@@ -1,15 +1,20 @@
-"""channel_attention on the processor: forward, at MuDeep's two sizes, beside bmm and torch's attention."""
+"""channel_attention on the processor, at MuDeep's two sizes, beside bmm and torch's attention.
+
+Forward of a whole map, and forward and backward of its averages over three parts.
+"""
+
+from dataclasses import replace
 
 import pytest
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 import reidops
-from benches import accuracy, inputs, peers
+from benches import accuracy, cases, inputs, peers
 from benches.cases import Case, Peer
 from benches.cpu.contestant import CPU
 from benches.cpu.rows import Row
-from benches.rows import BMM, Figures, Work, megabytes, speed
+from benches.rows import BMM, Figures, Work, attended_averages_work, megabytes, speed
 from reidops import reference
 
 
@@ -49,7 +54,25 @@ def row(length: int) -> Row:
     return Row(f"channel_attention-{length}", "channel_attention", case, "highest", "{} x {:,} x {}", work, bars, sizes)
 
 
-ROWS = (row(288), row(192))
+def averages(precision: str, batch: int, channels: int, length: int) -> Case:
+    """A training step of averages over three parts."""
+    case = cases.attended_averages("float32", CPU, batch, channels, length)
+    return replace(case, check=cases.check_attention(peers.averages_of_attended(reference.channel_attention), 1e-4))
+
+
+def averages_work(batch: int, channels: int, length: int) -> Work:
+    work = attended_averages_work(batch, channels, length)
+    return Work(work.flops, 2 * work.bytes)  # float32
+
+
+def averages_row(length: int) -> Row:
+    sizes = {"full": (8, 2048, length), "part": (4, 2048, length), "small": (2, 24, 12)}
+    name, shape = f"channel_attention-averages-{length}", "{} x {:,} x {} averaged to 3, forward and backward"
+    bars = speed(BMM, 1.8), megabytes(33.6)  # less than two images' C x C matrices
+    return Row(name, "channel_attention", averages, "highest", shape, averages_work, bars, sizes)
+
+
+ROWS = (row(288), row(192), averages_row(288), averages_row(192))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])

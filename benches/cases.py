@@ -249,24 +249,50 @@ def batch_hard(precision: str, device: torch.device, batch: int, width: int) -> 
 # ---------------------------------------------------------------------------------------------- attention
 
 
-def channel_attention(precision: str, device: torch.device, batch: int, channels: int, length: int) -> Case:
-    dtype = getattr(torch, precision)
+def attention_inputs(
+    precision: str, device: torch.device, batch: int, channels: int, length: int, width: int, seed: int
+) -> tuple:
+    """Query, key and value with scores of variance 1; the weights of a result of `width` columns."""
+    dtype, scale = getattr(torch, precision), length**-0.25
+    sizes = (scale, length), (scale, length), (1.0, length), (1.0, width)
+    values = [
+        inputs.normal(batch, channels, columns, device=device, seed=4 * seed + i).mul_(size).to(dtype)
+        for i, (size, columns) in enumerate(sizes)
+    ]
+    return tuple(value.requires_grad_() for value in values[:3]), (), (values[3],)
 
-    def one(seed: int) -> tuple:
-        values = [
-            inputs.normal(batch, channels, length, device=device, seed=4 * seed + i).mul_(scale).to(dtype)
-            for i, scale in enumerate((length**-0.25, length**-0.25, 1.0, 1.0))  # scores of variance 1
-        ]
-        return tuple(value.requires_grad_() for value in values[:3]), (), (values[3],)
+
+def check_attention(attend: Callable[..., Tensor], tolerance: float) -> Callable[..., dict]:
+    """The first image of a training step beside `attend` in float64."""
 
     def check(result: tuple, leaves: tuple, others: tuple, weights: tuple) -> dict:
         exact = [leaf[:1].detach().cpu().double().requires_grad_() for leaf in leaves]
-        expected = training_step(reference.channel_attention)(
-            exact, (), [weight[:1].cpu().double() for weight in weights]
-        )
-        return accuracy.gradients([tensor[:1] for tensor in result], expected, 0.03)
+        expected = training_step(attend)(exact, (), [weight[:1].cpu().double() for weight in weights])
+        return accuracy.gradients([tensor[:1] for tensor in result], expected, tolerance)
 
-    sets = [one(seed) for seed in range(inputs.sets_needed(6 * batch * channels * length, device))]
+    return check
+
+
+def attended_averages(precision: str, device: torch.device, batch: int, channels: int, length: int) -> Case:
+    """What MuDeep_v2 takes of the attended map: its averages over three parts. Ours attends to the parts' averages."""
+    count = inputs.sets_needed(6 * batch * channels * length, device)
+    sdpa = peers.scaled_dot_product_attention(None)
+    return Case(
+        [attention_inputs(precision, device, batch, channels, length, 3, seed) for seed in range(count)],
+        training_step(peers.attended_averages(reidops.channel_attention)),
+        {
+            BMM: Peer(training_step(peers.averages_of_attended(peers.bmm_softmax_bmm)), note="then averages"),
+            "bmm of averages": Peer(training_step(peers.attended_averages(peers.bmm_softmax_bmm))),
+            "SDPA": Peer(training_step(peers.averages_of_attended(sdpa)), note="then averages"),
+        },
+        check_attention(peers.averages_of_attended(reference.channel_attention), 0.03),
+        training=True,
+    )
+
+
+def channel_attention(precision: str, device: torch.device, batch: int, channels: int, length: int) -> Case:
+    count = inputs.sets_needed(6 * batch * channels * length, device)
+    sets = [attention_inputs(precision, device, batch, channels, length, length, seed) for seed in range(count)]
     backends = [SDPBackend.MATH]
     if device.type == "cuda":
         backends += [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
@@ -279,7 +305,7 @@ def channel_attention(precision: str, device: torch.device, batch: int, channels
         sets,
         training_step(reidops.channel_attention),
         {BMM: Peer(training_step(peers.bmm_softmax_bmm)), **rivals},
-        check,
+        check_attention(reference.channel_attention, 0.03),
         training=True,
     )
 
@@ -287,6 +313,7 @@ def channel_attention(precision: str, device: torch.device, batch: int, channels
 BUILDERS: dict[str, Callable[..., Case]] = {
     function.__name__: function
     for function in (
-        batch_hard, batch_hard_training, channel_attention, dmli, dmli_matrix, k_reciprocal, knn, rank_metrics
+        attended_averages, batch_hard, batch_hard_training, channel_attention, dmli, dmli_matrix, k_reciprocal, knn,
+        rank_metrics,
     )
 }  # fmt: skip

@@ -57,9 +57,11 @@ def training_calls(device: torch.device) -> Iterator[tuple[str, Callable]]:
             yield f"batch_hard {b} x {d} {kind}", differentiated(lambda f, p=labels: reidops.batch_hard(f, p), features)
             call = differentiated(lambda f, p=labels: reidops.batch_hard_from_distance(f, p), distance)
             yield f"batch_hard_from_distance {b} {kind}", call
-        for b, c, length in ((1, 1, 1), (2, 70, 33), (1, 129, 192), (1, 65, 288)):
-            maps = [values(b, c, length, dtype=dtype) * length**-0.25 for _ in range(3)]
-            yield f"channel_attention {b} x {c} x {length} {kind}", differentiated(reidops.channel_attention, *maps)
+        for b, c, length, width in ((1, 1, 1, 1), (2, 70, 33, 33), (1, 129, 192, 192), (1, 65, 288, 288),
+                                    (2, 70, 33, 3), (1, 65, 288, 3), (1, 129, 192, 17), (1, 33, 40, 200)):  # fmt: skip
+            maps = [values(b, c, columns, dtype=dtype) * length**-0.25 for columns in (length, length, width)]
+            name = f"channel_attention {b} x {c} x {length}, {width} {kind}"
+            yield name, differentiated(reidops.channel_attention, *maps)
 
 
 def evaluation_calls(device: torch.device) -> Iterator[tuple[str, Callable]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 HOT = (
     "dmli_matrix-2048-high", "dmli_matrix-128-high", "knn", "k_reciprocal-market-high", "rank_metrics-market",
     "batch_hard-64", "dmli-128", "channel_attention-288",
+    "channel_attention-averages-288",
 )  # fmt: skip
 SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "Occupancy", "LaunchStats")
 MOST_LAUNCHES = 24  # of a row

@@ -339,6 +339,21 @@ def bmm_softmax_bmm(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.bmm(torch.bmm(query, key.mT).softmax(-1), value)
 
 
+def averages_of_parts(maps: Tensor) -> Tensor:
+    """Of three horizontal parts: (batch, channels, length) -> (batch, channels, 3)."""
+    return maps.unflatten(2, (3, -1)).mean(3)
+
+
+def averages_of_attended(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The published order: attention to the whole map, whose parts are averaged then."""
+    return lambda query, key, value: averages_of_parts(attend(query, key, value))
+
+
+def attended_averages(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same result from attention to the parts' averages."""
+    return lambda query, key, value: attend(query, key, averages_of_parts(value))
+
+
 def scaled_dot_product_attention(backend: SDPBackend | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """torch's own attention with one head, unscaled, by the named backend; None lets torch choose."""
 

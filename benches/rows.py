@@ -158,6 +158,11 @@ def channel_attention_work(batch: int, channels: int, length: int) -> Work:
     return Work(14.0 * batch * channels**2 * length, 2 * values, launches=2)  # 2 products, then 5 with the recomputed
 
 
+def attended_averages_work(batch: int, channels: int, length: int) -> Work:
+    values = 8.0 * batch * channels * length  # forward 3 in; backward 2 in, 3 out; averages hardly count
+    return Work(8.0 * batch * channels**2 * length, 2 * values, launches=2)  # 1 product, then 3 with the recomputed
+
+
 # ---------------------------------------------------------------------------------------------- the table
 
 
@@ -177,6 +182,12 @@ def _channel_attention(length: int, *bars: Bar) -> Row:
     sizes = {"full": (32, 2048, length), "small": (2, 24, 10)}
     name, shape = f"channel_attention-{length}", "{} x {:,} x {}, forward and backward"
     return Row(name, "channel_attention", "bfloat16", shape, channel_attention_work, bars, sizes)
+
+
+def _attended_averages(length: int, *bars: Bar) -> Row:
+    sizes = {"full": (72, 2048, length), "small": (2, 24, 12)}
+    name, shape = f"channel_attention-averages-{length}", "{} x {:,} x {} averaged to 3, forward and backward"
+    return Row(name, "attended_averages", "bfloat16", shape, attended_averages_work, bars, sizes)
 
 
 FLOAT32_ERROR = check("error_ratio", 2, "x a float32 GEMM's error")
@@ -216,6 +227,8 @@ ROWS = (
     ),
     _channel_attention(288, ratio(BMM, 0.5), megabytes(268)),  # less than one C x C matrix an image, in bfloat16
     _channel_attention(192, ratio(BMM, 0.5), megabytes(268)),
+    _attended_averages(288, ratio(BMM, 0.3), megabytes(268)),
+    _attended_averages(192, ratio(BMM, 0.3), megabytes(268)),
     _k_reciprocal(
         "million", "medium", (3368, 1_000_000, 2048, 100), milliseconds(15_000), megabytes(20_000), time_limit=60
     ),

@@ -22,6 +22,9 @@ constexpr int kThreads = kSide * kSide;
 // 32 words a cycle for a warp, for 64 multiply-adds, 16 cycles of the multiprocessor's 128: arithmetic bounds it, at 67
 // TFLOP/s on an H200 for the 4 N and 16 N FLOPs; 32 x 2048 x 288 has N = 39 GFLOP. The next chunk's values come to
 // registers meanwhile. That makes up to 255 registers and 35.8 KB of shared memory: one block a multiprocessor.
+//
+// Values of up to kFewValues numbers need no tiles: a thread multiplies its own weights with them, or finds its slopes,
+// 64 multiply-adds a tile beside the 4,608 of scores at L = 288, and the 16 threads that share rows add up at the end.
 template <typename A>
 struct Tiling {
   static constexpr int kVector = 16 / sizeof(A);
@@ -62,6 +65,23 @@ struct Staged {
     for (int n = 0; n < kCount; ++n) {
       const int e = n * kThreads + threadIdx.x;
       to[e / kColumns * pitch + e % kColumns] = values[n];
+    }
+  }
+};
+
+// Rows row + 16 n of (channels, width) with width <= kFewValues, filled up with zeros.
+template <typename T, typename A>
+struct FewRows {
+  A values[Tiling<A>::kVector][kFewValues];
+
+  __device__ __forceinline__ void load(const T* from, int row, int channels, int width) {
+#pragma unroll
+    for (int n = 0; n < Tiling<A>::kVector; ++n) {
+      const bool present = row + kSide * n < channels;
+#pragma unroll
+      for (int v = 0; v < kFewValues; ++v) {
+        values[n][v] = present && v < width ? static_cast<A>(from[int64_t(row + kSide * n) * width + v]) : A(0);
+      }
     }
   }
 };
@@ -163,30 +183,41 @@ __device__ __forceinline__ A combine_in_rows(A value, Combine combine) {
   return value;
 }
 
-// A block takes kTile rows i and kSlice columns of the result of an image; blockIdx.x counts the rows first.
-template <Pass kPass, typename T, typename A>
+// A block takes kTile rows i and kSlice columns of the result of an image; blockIdx.x counts the rows first. kFew: the
+// values have up to kFewValues numbers; then kGradKey leaves grad_value too.
+template <Pass kPass, bool kFew, typename T, typename A>
 __global__ void __launch_bounds__(kThreads) channel_attention_kernel(PassArguments<T, A> s) {
   using S = Tiling<A>;
   __shared__ __align__(16) A stage[2 * S::kTile * S::kPitch];
   __shared__ __align__(16) A weights[S::kTile * S::kWeightPitch];
   const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
-  const int64_t image = blockIdx.z * int64_t(gridDim.y) + blockIdx.y, first = image * s.image();
+  constexpr bool kFewSlopes = kFew && by_slopes(kPass), kFewSums = kFew && kPass != Pass::kGradQuery,
+                 kTileSums = !kFew || by_slopes(kPass);
+  const int64_t image = blockIdx.z * int64_t(gridDim.y) + blockIdx.y;
   if (image >= s.batch) return;
+  const T *own_first = s.own.first + s.first(image), *other_first = s.other.first + s.first(image),
+          *own_second = by_slopes(kPass) ? s.own.second + s.second(image) : nullptr,
+          *other_second = s.other.second + s.second(image);
   const int row_blocks = (s.channels + S::kTile - 1) / S::kTile;
   const int own_row = blockIdx.x % row_blocks * S::kTile, slice = blockIdx.x / row_blocks * S::kSlice;
   A *maximum = s.statistics.maximum(image), *share = s.statistics.share(image);
   const A* delta = s.delta + image * s.channels;
+  const int columns = s.columns(kPass);
   A out[S::kParts][S::kVector][S::kVector] = {};
+  A few_sums[S::kVector][kFewValues] = {};
+  FewRows<T, A> own_few, other_few;
+  if constexpr (kFewSlopes) own_few.load(own_second, own_row + ty, s.channels, s.width);
   A top[S::kVector], sum[S::kVector] = {};  // of the rows so far; forward
 #pragma unroll
   for (int a = 0; a < S::kVector; ++a) top[a] = -std::numeric_limits<A>::infinity();
 
   for (int other_row = 0; other_row < s.channels; other_row += S::kTile) {
     A scores[S::kVector][S::kVector], slopes[S::kVector][S::kVector];
-    multiply_rows(s.own.first + first, s.other.first + first, own_row, other_row, s.channels, s.length, stage, scores);
-    if constexpr (by_slopes(kPass)) {
-      multiply_rows(s.own.second + first, s.other.second + first, own_row, other_row, s.channels, s.length, stage,
-                    slopes);
+    multiply_rows(own_first, other_first, own_row, other_row, s.channels, s.length, stage, scores);
+    if constexpr (kFew) {
+      other_few.load(other_second, other_row + tx, s.channels, s.width);
+    } else if constexpr (by_slopes(kPass)) {
+      multiply_rows(own_second, other_second, own_row, other_row, s.channels, s.width, stage, slopes);
     }
 #pragma unroll
     for (int a = 0; a < S::kVector; ++a) {
@@ -206,6 +237,8 @@ __global__ void __launch_bounds__(kThreads) channel_attention_kernel(PassArgumen
 #pragma unroll
             for (int e = 0; e < S::kVector; ++e) out[p][a][e] *= factor;
           }
+#pragma unroll
+          for (int v = 0; v < kFewValues; ++v) few_sums[a][v] *= factor;
         }
       }
 #pragma unroll
@@ -218,14 +251,28 @@ __global__ void __launch_bounds__(kThreads) channel_attention_kernel(PassArgumen
             sum[a] += weight;
           } else {
             weight = exp(scores[a][b] - maximum[query]) * share[query];
-            if constexpr (by_slopes(kPass)) weight *= slopes[a][b] - delta[query];
           }
         }
-        weights[(ty + kSide * a) * S::kWeightPitch + tx + kSide * b] = weight;
+        if constexpr (kFewSums) {
+#pragma unroll
+          for (int v = 0; v < kFewValues; ++v) few_sums[a][v] += weight * other_few.values[b][v];
+        }
+        if constexpr (by_slopes(kPass)) {
+          A slope = slopes[a][b];
+          if constexpr (kFewSlopes) {
+            slope = A(0);
+#pragma unroll
+            for (int v = 0; v < kFewValues; ++v) slope += own_few.values[a][v] * other_few.values[b][v];
+          }
+          if (i < s.channels && j < s.channels) weight *= slope - delta[query];
+        }
+        if constexpr (kTileSums) weights[(ty + kSide * a) * S::kWeightPitch + tx + kSide * b] = weight;
       }
     }
-    add_weighted_rows((by_slopes(kPass) ? s.other.first : s.other.second) + first, other_row, s.channels, s.length,
-                      slice, weights, stage, out);
+    if constexpr (kTileSums) {
+      add_weighted_rows(by_slopes(kPass) ? other_first : other_second, other_row, s.channels,
+                        by_slopes(kPass) ? s.length : s.width, slice, weights, stage, out);
+    }
   }
 
 #pragma unroll
@@ -239,19 +286,29 @@ __global__ void __launch_bounds__(kThreads) channel_attention_kernel(PassArgumen
         share[i] = factor;
       }
     }
+    const auto store = [&](T* to, int width, int column, A value) {
+      const T rounded = static_cast<T>(value);
+      if (i >= s.channels) return;
+      if (column < width) to[(image * s.channels + i) * width + column] = rounded;
+      if constexpr (kPass == Pass::kOutput && Statistics<T, A>::kHasRest) {
+        if (column < s.statistics.rest_length()) {
+          s.statistics.rest(image, i)[column] = static_cast<T>(value - static_cast<A>(rounded));
+        }
+      }
+    };
+    if constexpr (kFewSums) {
 #pragma unroll
-    for (int p = 0; p < S::kParts; ++p) {
+      for (int v = 0; v < kFewValues; ++v) {
+        const A sum = combine_in_rows(few_sums[a][v], [](A x, A y) { return x + y; });
+        if (slice == 0 && tx == v) store(by_slopes(kPass) ? s.grad_value : s.out, s.statistics.width, v, sum * factor);
+      }
+    }
+    if constexpr (kTileSums) {
 #pragma unroll
-      for (int e = 0; e < S::kVector; ++e) {
-        const int column = slice + p * S::kTile + tx * S::kVector + e;
-        const A value = out[p][a][e] * factor;
-        const T rounded = static_cast<T>(value);
-        if (i >= s.channels) continue;
-        if (column < s.length) s.out[first + int64_t(i) * s.length + column] = rounded;
-        if constexpr (kPass == Pass::kOutput && Statistics<T, A>::kHasRest) {
-          if (column < s.statistics.rest_length()) {
-            s.statistics.rest(image, i)[column] = static_cast<T>(value - static_cast<A>(rounded));
-          }
+      for (int p = 0; p < S::kParts; ++p) {
+#pragma unroll
+        for (int e = 0; e < S::kVector; ++e) {
+          store(s.out, columns, slice + p * S::kTile + tx * S::kVector + e, out[p][a][e] * factor);
         }
       }
     }
@@ -263,20 +320,25 @@ __global__ void __launch_bounds__(kThreads) channel_attention_kernel(PassArgumen
 template <typename T, typename A>
 void launch_plain(Pass pass, const PassArguments<T, A>& arguments, const Tensor& like) {
   using S = Tiling<A>;
-  const dim3 grid =
-      images_grid(ceil_div(arguments.channels, S::kTile) * ceil_div(arguments.length, S::kSlice), arguments.batch);
-  const auto start = [&](auto kernel) {
-    launch("channel_attention", kernel, grid, kThreads, 0, 0, current_stream(like), arguments);
+  const dim3 grid = images_grid(ceil_div(arguments.channels, S::kTile) * ceil_div(arguments.columns(pass), S::kSlice),
+                                arguments.batch);
+  const auto start = [&](auto kernel, auto few_kernel) {
+    launch("channel_attention", arguments.width <= kFewValues ? few_kernel : kernel, grid, kThreads, 0, 0,
+           current_stream(like), arguments);
   };
   switch (pass) {
     case Pass::kOutput:
-      return start(channel_attention_kernel<Pass::kOutput, T, A>);
+      return start(channel_attention_kernel<Pass::kOutput, false, T, A>,
+                   channel_attention_kernel<Pass::kOutput, true, T, A>);
     case Pass::kGradQuery:
-      return start(channel_attention_kernel<Pass::kGradQuery, T, A>);
+      return start(channel_attention_kernel<Pass::kGradQuery, false, T, A>,
+                   channel_attention_kernel<Pass::kGradQuery, true, T, A>);
     case Pass::kGradKey:
-      return start(channel_attention_kernel<Pass::kGradKey, T, A>);
+      return start(channel_attention_kernel<Pass::kGradKey, false, T, A>,
+                   channel_attention_kernel<Pass::kGradKey, true, T, A>);
     case Pass::kGradValue:
-      return start(channel_attention_kernel<Pass::kGradValue, T, A>);
+      return start(channel_attention_kernel<Pass::kGradValue, false, T, A>,
+                   channel_attention_kernel<Pass::kGradValue, false, T, A>);
   }
 }
 

@@ -22,10 +22,16 @@
 // tile, 512 cycles of the special function units beside 3,700 of mma, and what the barriers cost. A block reads 76 KB a
 // tile from L2, 20 bytes a cycle of some 25 that a multiprocessor can have. The 512 blocks are 3.9 rounds of 132.
 //
-// L = 288 takes 240 to 255 registers on 8.0 and 9.0 and 209 to 224 kB of shared memory: a multiprocessor has one block.
+// L = 288 takes 238 to 254 registers on 8.0 and 9.0, 138 in kOutput of few values, and on 9.0 190 to 224 kB of shared
+// memory: a multiprocessor has one block.
+//
+// Values of up to 16 numbers: their rows and those of grad are one fragment wide, come along with a tile's rows of query
+// or key, and are multiplied for a ninth or less of the work above: 0.15 ms for kOutput, and 0.29 ms each for kGradQuery
+// and kGradKey, which adds up grad_value beside.
 //
 // Accuracy: scores, slopes and results are summed in float32; weights are rounded to T, by 2^-9 (bfloat16) or 2^-12 of
 // themselves, and so is the result.
+#include <algorithm>
 #include <limits>
 
 #include "channel_attention.h"
@@ -45,15 +51,21 @@ constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 template <typename T>
 constexpr float kWeightScale = std::is_same_v<T, Half> ? 128.0f : 1.0f;
 
-// Shared memory: rows of T (the block's own, then the ring's tiles), weights, and the float32 numbers of rows.
-template <Pass kPass, int kLength>
+// Shared memory: rows of T (the block's own, then the ring's tiles), weights, and the float32 numbers of rows. Rows of
+// query and key have room for kLength columns, those of value and grad for kValues; where these are few, a slot of the
+// ring has both rows of its tile, else those of one kind.
+template <Pass kPass, int kLength, int kValues>
 struct Plan {
   static constexpr int kTile = by_slopes(kPass) && kLength > 192 ? 48 : 64;
-  static constexpr int kOwn = by_slopes(kPass) ? 2 : 1;
+  static constexpr bool kFew = kValues < kLength;
+  static constexpr bool kGivesValues = kFew && kPass == Pass::kGradKey;  // adds up grad_value as well
+  static constexpr int kOwnPitch = kPitch<kLength> + (by_slopes(kPass) ? kPitch<kValues> : 0);
+  static constexpr int kSlot = kTile * (kPitch<kLength> + (kFew ? kPitch<kValues> : 0));
+  static constexpr int kSummed = by_slopes(kPass) ? kLength : kValues;  // columns of the result
 
   static constexpr int64_t shared_bytes(int warps, int slots) {
     const int rows = warps * kWarpRows, queries = by_query(kPass) ? rows : slots * kTile;
-    const int64_t halves = (kOwn * rows + slots * kTile) * kPitch<kLength> + rows * kPitch<kTile>;
+    const int64_t halves = rows * kOwnPitch + slots * kSlot + (kGivesValues ? 2 : 1) * rows * kPitch<kTile>;
     return 2 * halves + 4 * kNumbers * queries;
   }
 };
@@ -136,43 +148,88 @@ struct Softmax {
   }
 };
 
-// A block takes 16 rows i a warp of an image; its ring has `slots` (2 or 3) tiles.
-template <Pass kPass, int kLength, typename T>
+// Rows of a pair of warps, 32 x kColumns x 8 of them times `factor`, to rows from `row` on of (channels, columns). Calls
+// stored(i, column, what was rounded off each of the two numbers).
+template <int kColumns, typename T, typename Stored>
+__device__ __forceinline__ void store_rows(const float (&out)[2][kColumns][4], float (&factor)[2][2], int half, int row,
+                                           int channels, int columns, T* to, Stored stored) {
+  const Place place;
+  for_each_row([&](int m, int h) {
+    const int i = row + place.row(m, h);
+    if (i >= channels) return;
+    T* at = to + int64_t(i) * columns;
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+      const int column = half * kColumns * 8 + place.column(n);
+      if (column >= columns) continue;
+      const float low = out[m][n][2 * h] * factor[m][h], high = out[m][n][2 * h + 1] * factor[m][h];
+      const unsigned packed = pack<T>(low, high);
+      if (columns % 2 == 0) {
+        *reinterpret_cast<unsigned*>(at + column) = packed;
+      } else {
+        at[column] = static_cast<T>(low);
+        if (column + 1 < columns) at[column + 1] = static_cast<T>(high);
+      }
+      const Pair rounded = unpack<T>(packed);
+      stored(i, column, low - rounded.low, high - rounded.high);
+    }
+  });
+}
+
+// A block takes 16 rows i a warp of an image; its ring has `slots` (2 or 3) tiles. aligned, values_aligned: the rows of
+// query and key, and of value and grad, lie on multiples of 16 bytes.
+template <Pass kPass, int kLength, int kValues, typename T>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
-    channel_attention_tensor_kernel(PassArguments<T, float> s, int slots, bool aligned) {
-  using P = Plan<kPass, kLength>;
+    channel_attention_tensor_kernel(PassArguments<T, float> s, int slots, bool aligned, bool values_aligned) {
+  using P = Plan<kPass, kLength, kValues>;
   constexpr bool kSlopes = by_slopes(kPass), kByQuery = by_query(kPass);
-  constexpr int kTile = P::kTile, kTileColumns = kTile / 16, kColumns = kLength / 16;  // 8 columns each, of one half
-  const int64_t image = blockIdx.z * int64_t(gridDim.y) + blockIdx.y, first = image * s.image();
+  constexpr int kTile = P::kTile, kTileColumns = kTile / 16, kColumns = P::kSummed / 16;  // 8 columns each, of one half
+  const int64_t image = blockIdx.z * int64_t(gridDim.y) + blockIdx.y;
   if (image >= s.batch) return;
+  const T *other_first = s.other.first + s.first(image), *other_second = s.other.second + s.second(image);
   const Place place;
   const int warp = threadIdx.x / kWarp, half = warp % 2, pair_row = warp / 2 * kPairRows;
   const int rows = blockDim.x / kWarp * kWarpRows, own_row = blockIdx.x * rows;
 
   T* own = shared_memory<T>();
-  T* ring = own + P::kOwn * rows * kPitch<kLength>;
-  T* weights = ring + slots * kTile * kPitch<kLength>;
-  float* numbers =
-      reinterpret_cast<float*>(weights + rows * kPitch<kTile>);  // of queries; kOutput: (3, rows) of its own
-  const int padding = kLength - s.length;
-  for (int e = threadIdx.x; e < (P::kOwn * rows + slots * kTile) * padding; e += blockDim.x) {
-    own[e / padding * kPitch<kLength> + s.length + e % padding] = T(0.0f);
+  T* own_second = own + rows * kPitch<kLength>;
+  T* ring = own + rows * P::kOwnPitch;
+  T* weights = ring + slots * P::kSlot;
+  T* shares = weights + rows * kPitch<kTile>;  // the weights of grad_value, beside those of grad_key
+  float* numbers =                             // of queries; kOutput: (3, rows) of its own
+      reinterpret_cast<float*>(P::kGivesValues ? shares + rows * kPitch<kTile> : shares);
+  clear_columns<kLength>(own, rows, s.length);
+  if (kSlopes) clear_columns<kValues>(own_second, rows, s.width);
+  if constexpr (P::kFew) {
+    for (int slot = 0; slot < slots; ++slot) {
+      clear_columns<kLength>(ring + slot * P::kSlot, kTile, s.length);
+      clear_columns<kValues>(ring + slot * P::kSlot + kTile * kPitch<kLength>, kTile, s.width);
+    }
+  } else {  // a slot has rows of one kind after those of the other: what the longer ones left meets zeros
+    clear_columns<kLength>(ring, slots * kTile, s.length < s.width ? s.length : s.width);
+    __syncthreads();  // and is copied by other threads
   }
-  stage_rows<kLength>(s.own.first + first, own_row, rows, s.channels, s.length, aligned, own);
+  stage_rows<kLength>(s.own.first + s.first(image), own_row, rows, s.channels, s.length, aligned, own);
   if (kSlopes) {
-    stage_rows<kLength>(s.own.second + first, own_row, rows, s.channels, s.length, aligned,
-                        own + rows * kPitch<kLength>);
+    stage_rows<kValues>(s.own.second + s.second(image), own_row, rows, s.channels, s.width, values_aligned, own_second);
   }
   if (kPass == Pass::kGradQuery) stage_numbers<true>(s, image, own_row, rows, numbers);
 
-  // Two steps a tile: its rows for scores and those for weighted sums, or its rows for slopes and those for both.
-  const int steps = 2 * ((s.channels + kTile - 1) / kTile);
+  // Two steps a tile: its rows for scores and those for weighted sums, or its rows for slopes and those for both. Few
+  // values come along in one step.
+  constexpr int kSteps = P::kFew ? 1 : 2;
+  const int steps = kSteps * ((s.channels + kTile - 1) / kTile);
   const auto start_copy = [&](int step, int slot) {
     if (step < steps) {
-      const bool for_scores = (step % 2 == 1) == kSlopes;
-      const int row = step / 2 * kTile;
-      stage_rows<kLength>((for_scores ? s.other.first : s.other.second) + first, row, kTile, s.channels, s.length,
-                          aligned, ring + slot * kTile * kPitch<kLength>);
+      const bool for_scores = P::kFew || (step % 2 == 1) == kSlopes;
+      const int row = step / kSteps * kTile;
+      T* to = ring + slot * P::kSlot;
+      stage_rows<kLength>(for_scores ? other_first : other_second, row, kTile, s.channels,
+                          for_scores ? s.length : s.width, aligned, to);
+      if constexpr (P::kFew) {
+        stage_rows<kValues>(other_second, row, kTile, s.channels, s.width, values_aligned,
+                            to + kTile * kPitch<kLength>);
+      }
       if (!kByQuery && for_scores) {
         stage_numbers<kSlopes>(s, image, row, kTile, numbers + slot * kNumbers * kTile);
       }
@@ -192,23 +249,27 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
     __syncthreads();
     start_copy(step + slots - 1, slot < 0 ? slots - 1 : slot);
     slot = slot + 1 == slots ? 0 : slot + 1;
-    return ring + slot * kTile * kPitch<kLength>;
+    return ring + slot * P::kSlot;
   };
 
   const float scale = kSlopes ? slope_scale(s.largest, image) : kWeightScale<T>;
-  float out[2][kColumns][4] = {};
+  float out[2][kColumns][4] = {}, values_out[2][1][4] = {};
   Softmax softmax{{{kNegativeInfinity, kNegativeInfinity}, {kNegativeInfinity, kNegativeInfinity}}, {}};
-  for (int step = 0; step < steps; step += 2) {
+  for (int step = 0; step < steps; step += kSteps) {
     const int tile_row = half * (kTile / 2);  // from here on the tile's rows are this warp's
     float scores[2][kTileColumns][4], slopes[2][kTileColumns][4];
     const T* tile = advance_to(step);
-    if (kSlopes) {
-      multiply_rows<kLength>(own + (rows + pair_row) * kPitch<kLength>, tile + tile_row * kPitch<kLength>, slopes);
+    const T* tile_second = tile + kTile * kPitch<kLength>;  // where values are few
+    if (kSlopes && !P::kFew) {
+      multiply_rows<kLength>(own_second + pair_row * kPitch<kLength>, tile + tile_row * kPitch<kLength>, slopes);
       tile = advance_to(step + 1);
     }
     multiply_rows<kLength>(own + pair_row * kPitch<kLength>, tile + tile_row * kPitch<kLength>, scores);
+    if constexpr (kSlopes && P::kFew) {
+      multiply_rows<kValues>(own_second + pair_row * kPitch<kValues>, tile_second + tile_row * kPitch<kValues>, slopes);
+    }
 
-    const int present = s.channels - step / 2 * kTile - tile_row;
+    const int present = s.channels - step / kSteps * kTile - tile_row;
     if (present < kTile / 2) {
 #pragma unroll
       for (int n = 0; n < kTileColumns; ++n) {
@@ -232,10 +293,12 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
       Query by_column[2];
       if constexpr (!kByQuery) {
         const float* from = numbers + slot * kNumbers * kTile + column;
-        by_column[0].load(from, kTile, scale);
-        by_column[1].load(from + 1, kTile, scale);
+        const float share_scale = P::kGivesValues ? kWeightScale<T> : scale;
+        by_column[0].load(from, kTile, share_scale);
+        by_column[1].load(from + 1, kTile, share_scale);
       }
       for_each_row([&](int m, int h) {
+        const int at = (pair_row + place.row(m, h)) * kPitch<kTile> + column;
         float weight[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
@@ -245,23 +308,38 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
           } else {
             const Query& query = kByQuery ? by_row[m][h] : by_column[e];
             weight[e] = __expf(score - query.maximum) * query.share;
-            if constexpr (kSlopes) weight[e] *= slopes[m][n][2 * h + e] - query.delta;
+          }
+        }
+        if constexpr (P::kGivesValues) {
+          *reinterpret_cast<unsigned*>(shares + at) = pack<T>(weight[0], weight[1]);
+        }
+        if constexpr (kSlopes) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const Query& query = kByQuery ? by_row[m][h] : by_column[e];
+            if constexpr (P::kGivesValues) weight[e] *= scale / kWeightScale<T>;
+            weight[e] *= slopes[m][n][2 * h + e] - query.delta;
           }
         }
         const unsigned packed = pack<T>(weight[0], weight[1]);
-        *reinterpret_cast<unsigned*>(weights + (pair_row + place.row(m, h)) * kPitch<kTile> + column) = packed;
+        *reinterpret_cast<unsigned*>(weights + at) = packed;
         if constexpr (kPass == Pass::kOutput) {
           const Pair rounded = unpack<T>(packed);  // so that the shares of the output sum to 1
           softmax.sum[m][h] += rounded.low + rounded.high;
         }
       });
     }
-    if (kSlopes) {
+    if (kSlopes || P::kFew) {
       __syncthreads();
     } else {
       tile = advance_to(step + 1);
     }
-    add_weighted_rows<kTile, kLength>(weights + pair_row * kPitch<kTile>, tile + half * (kLength / 2), out);
+    const T* summed = P::kFew && !kSlopes ? tile_second : tile;
+    add_weighted_rows<kTile, P::kSummed>(weights + pair_row * kPitch<kTile>, summed + half * (P::kSummed / 2), out);
+    if constexpr (P::kGivesValues) {
+      add_weighted_rows<kTile, kValues>(shares + pair_row * kPitch<kTile>, tile_second + half * (kValues / 2),
+                                        values_out);
+    }
   }
 
   if constexpr (kPass == Pass::kOutput) {  // the sums of whole rows, of both warps; the maxima have been read
@@ -271,67 +349,76 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
     });
     __syncthreads();
   }
+  float factor[2][2];
   for_each_row([&](int m, int h) {
     const int row = pair_row + place.row(m, h), i = own_row + row;
-    if (i >= s.channels) return;
-    float factor = 1.0f / scale;
+    factor[m][h] = 1.0f / scale;
     if constexpr (kPass == Pass::kOutput) {
       const float maximum = numbers[2 * rows + row];
-      factor = 1.0f / (numbers[row] + numbers[rows + row]);
-      if (half == 0 && place.q == 0) {
+      factor[m][h] = 1.0f / (numbers[row] + numbers[rows + row]);
+      if (half == 0 && place.q == 0 && i < s.channels) {
         s.statistics.maximum(image)[i] = maximum;
-        s.statistics.share(image)[i] = factor * scale * expf(maximum - softmax.reference[m][h]);
-      }
-    }
-    T* to = s.out + first + int64_t(i) * s.length;
-#pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-      const int column = half * (kLength / 2) + place.column(n);
-      if (column >= s.length) continue;
-      const float low = out[m][n][2 * h] * factor, high = out[m][n][2 * h + 1] * factor;
-      const unsigned packed = pack<T>(low, high);
-      if (s.length % 2 == 0) {
-        *reinterpret_cast<unsigned*>(to + column) = packed;
-      } else {
-        to[column] = static_cast<T>(low);
-        if (column + 1 < s.length) to[column + 1] = static_cast<T>(high);
-      }
-      if constexpr (kPass == Pass::kOutput) {
-        const Pair rounded = unpack<T>(packed);
-        *reinterpret_cast<unsigned*>(s.statistics.rest(image, i) + column) =
-            pack<T>(low - rounded.low, high - rounded.high);
+        s.statistics.share(image)[i] = factor[m][h] * scale * expf(maximum - softmax.reference[m][h]);
       }
     }
   });
+  const int columns = s.columns(kPass);
+  store_rows(out, factor, half, own_row + pair_row, s.channels, columns, s.out + image * s.channels * columns,
+             [&](int i, int column, float low, float high) {
+               if constexpr (kPass == Pass::kOutput) {
+                 *reinterpret_cast<unsigned*>(s.statistics.rest(image, i) + column) = pack<T>(low, high);
+               }
+             });
+  if constexpr (P::kGivesValues) {
+    for_each_row([&](int m, int h) { factor[m][h] = 1.0f / kWeightScale<T>; });
+    const int width = s.statistics.width;
+    store_rows(values_out, factor, half, own_row + pair_row, s.channels, width,
+               s.grad_value + image * s.channels * width, [](int, int, float, float) {});
+  }
 }
 
 // The most warps and then slots that the shared memory of the device has room for and the image needs.
-template <Pass kPass, int kLength, typename T>
+template <Pass kPass, int kLength, int kValues, typename T>
 bool launch_pass(const PassArguments<T, float>& arguments, const Tensor& like) {
   const int64_t limit = shared_memory_limit(like);
-  const auto address = [](const T* t) { return reinterpret_cast<uintptr_t>(t); };
+  const auto are_aligned = [](const T* own, const T* other, int width) {
+    return width % 8 == 0 && (reinterpret_cast<uintptr_t>(own) | reinterpret_cast<uintptr_t>(other)) % 16 == 0;
+  };
   const Side<T>&own = arguments.own, &other = arguments.other;
-  const bool aligned =
-      arguments.length % 8 == 0 &&
-      (address(own.first) | address(own.second) | address(other.first) | address(other.second)) % 16 == 0;
+  const bool values_aligned = are_aligned(own.second, other.second, arguments.width),
+             aligned = are_aligned(own.first, other.first, arguments.length) && (kValues < kLength || values_aligned);
   constexpr int kChoices[][2] = {{8, 3}, {8, 2}, {4, 3}, {4, 2}, {2, 2}};
   for (const auto& choice : kChoices) {
     const int warps = choice[0], slots = choice[1], rows = warps * kWarpRows;
-    const int64_t bytes = Plan<kPass, kLength>::shared_bytes(warps, slots);
+    const int64_t bytes = Plan<kPass, kLength, kValues>::shared_bytes(warps, slots);
     if (bytes > limit || (warps > 2 && arguments.channels <= rows / 2)) continue;
     const dim3 grid = images_grid(ceil_div(arguments.channels, rows), arguments.batch);
-    launch("channel_attention", channel_attention_tensor_kernel<kPass, kLength, T>, grid, warps * kWarp, bytes, limit,
-           current_stream(like), arguments, slots, aligned);
+    launch("channel_attention", channel_attention_tensor_kernel<kPass, kLength, kValues, T>, grid, warps * kWarp, bytes,
+           limit, current_stream(like), arguments, slots, aligned, values_aligned);
     return true;
   }
   return false;
 }
 
 template <Pass kPass, typename T>
+bool launch_few_values(const PassArguments<T, float>& arguments, const Tensor& like) {
+  if (arguments.length <= 128) return launch_pass<kPass, 128, kFewTensorValues>(arguments, like);
+  if (arguments.length <= 192) return launch_pass<kPass, 192, kFewTensorValues>(arguments, like);
+  return arguments.length <= kTensorLength && launch_pass<kPass, kTensorLength, kFewTensorValues>(arguments, like);
+}
+
+template <Pass kPass, typename T>
 bool launch_length(const PassArguments<T, float>& arguments, const Tensor& like) {
-  if (arguments.length <= 128) return launch_pass<kPass, 128>(arguments, like);
-  if (arguments.length <= 192) return launch_pass<kPass, 192>(arguments, like);
-  return arguments.length <= 288 && launch_pass<kPass, 288>(arguments, like);
+  if constexpr (kPass != Pass::kGradValue) {
+    if (arguments.width <= kFewTensorValues) {
+      if (launch_few_values<kPass>(arguments, like)) return true;
+      if (kPass == Pass::kGradKey) return false;  // it would not leave grad_value
+    }
+  }
+  const int longest = std::max(arguments.length, arguments.width);
+  if (longest <= 128) return launch_pass<kPass, 128, 128>(arguments, like);
+  if (longest <= 192) return launch_pass<kPass, 192, 192>(arguments, like);
+  return longest <= kTensorLength && launch_pass<kPass, kTensorLength, kTensorLength>(arguments, like);
 }
 
 }  // namespace

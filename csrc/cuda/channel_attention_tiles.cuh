@@ -41,10 +41,20 @@ __device__ __forceinline__ void stage_rows(const T* from, int row, int count, in
   }
 }
 
+// Zeros in the columns beyond the last of `count` rows.
+template <int kLength, typename T>
+__device__ __forceinline__ void clear_columns(T* rows, int count, int length) {
+  const int padding = kLength - length;
+  for (int e = threadIdx.x; e < count * padding; e += blockDim.x) {
+    rows[e / padding * kPitch<kLength> + length + e % padding] = T(0.0f);
+  }
+}
+
 // sums (32 rows of a by kColumns x 8 rows of b) = a b^T.
 template <int kLength, int kColumns, typename T>
 __device__ __forceinline__ void multiply_rows(const T* a, const T* b, float (&sums)[2][kColumns][4]) {
   const int lane = threadIdx.x % kWarp;
+  const T* pairs = b + lane / 4 * kPitch<kLength> + lane % 4 * 2;
   a += lane % 16 * kPitch<kLength> + lane / 16 * 8;
   b += lane % 8 * kPitch<kLength> + lane / 8 * 8;
 #pragma unroll
@@ -56,7 +66,7 @@ __device__ __forceinline__ void multiply_rows(const T* a, const T* b, float (&su
     }
   }
 #pragma unroll
-  for (int k = 0; k < kLength; k += 32) {
+  for (int k = 0; k + 32 <= kLength; k += 32) {
     unsigned x[2][2][4], y[kColumns][4];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -74,14 +84,27 @@ __device__ __forceinline__ void multiply_rows(const T* a, const T* b, float (&su
       }
     }
   }
+  if constexpr (kLength % 32 == 16) {  // half as many columns of b as ldmatrix_x4 reads
+    constexpr int k = kLength - 16;
+    unsigned x[2][4];
+#pragma unroll
+    for (int m = 0; m < 2; ++m) ldmatrix_x4(x[m], a + m * 16 * kPitch<kLength> + k);
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+      const unsigned* y = reinterpret_cast<const unsigned*>(pairs + n * 8 * kPitch<kLength> + k);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) mma_16816<T>(sums[m][n], x[m], y[0], y[4]);
+    }
+  }
 }
 
-// out (32 rows by kColumns x 8 columns) += weights (32 rows of kTile, kPitch<kTile> apart) x (kTile rows).
+// out (32 rows by kColumns x 8 columns) += weights (32 rows of kTile, kPitch<kTile> apart) x (kTile rows). For one times 8
+// columns, two of the four matrices that ldmatrix_x4 reads are the others again.
 template <int kTile, int kLength, int kColumns, typename T>
 __device__ __forceinline__ void add_weighted_rows(const T* weights, const T* x, float (&out)[2][kColumns][4]) {
   const int lane = threadIdx.x % kWarp;
   weights += lane % 16 * kPitch<kTile> + lane / 16 * 8;
-  x += lane % 16 * kPitch<kLength> + lane / 16 * 8;
+  x += lane % 16 * kPitch<kLength> + (kColumns == 1 ? 0 : lane / 16 * 8);
 #pragma unroll 1  // 36 mma at kLength = 288; more would cost registers
   for (int k = 0; k < kTile; k += 16) {
     unsigned w[2][4];
@@ -94,7 +117,7 @@ __device__ __forceinline__ void add_weighted_rows(const T* weights, const T* x, 
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         mma_16816<T>(out[m][n], w[m], y[0], y[1]);
-        mma_16816<T>(out[m][n + 1], w[m], y[2], y[3]);
+        if constexpr (kColumns > 1) mma_16816<T>(out[m][n + 1], w[m], y[2], y[3]);
       }
     }
   }

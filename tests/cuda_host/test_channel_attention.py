@@ -12,14 +12,22 @@ SMALL = [(1, 1, 1), (2, 3, 5), (3, 17, 33), (1, 40, 64)]
 # One tile and several, a length of every kernel, lengths that fill no vector and no fragment, more than the tensor
 # cores take and more than a slice.
 LARGE = [(1, 65, 128), (1, 200, 130), (2, 33, 192), (1, 70, 199), (1, 130, 288), (1, 49, 301), (1, 3, 700)]
+# The same with a value's length: numbers that fill no vector, one fragment and its half, more than one, more than the
+# tensor cores take, and values longer than queries by a kernel.
+VALUE_SIZES = [(1, 1, 5, 3), (2, 3, 5, 1), (2, 17, 33, 4), (1, 40, 64, 3), (1, 66, 24, 8), (2, 20, 40, 13),
+               (1, 33, 128, 16), (1, 40, 130, 17), (2, 20, 24, 100)]  # fmt: skip
+LARGE_VALUE_SIZES = [(1, 130, 288, 3), (2, 65, 192, 4), (1, 200, 130, 1), (1, 70, 199, 9), (1, 49, 301, 3),
+                     (1, 70, 40, 193), (1, 40, 288, 200), (1, 33, 192, 300), (1, 3, 700, 3),
+                     (1, 5, 30, 700)]  # fmt: skip
 
 
-def attention_inputs(batch, channels, length, dtype, scores=1.0):
-    """Query, key, value and a gradient, with scores of about the given size."""
-    scale = scores**0.5 * length**-0.25
-    sizes = (scale, scale, 1.0, 1.0)
+def attention_inputs(batch, channels, length, dtype, scores=1.0, width=None):
+    """Query, key, value and a gradient, with scores of about the given size; width: of value and gradient."""
+    scale, width = scores**0.5 * length**-0.25, width or length
+    sizes = ((scale, length), (scale, length), (1.0, width), (1.0, width))
     return [
-        (size * random(batch, channels, length, seed=s, dtype=torch.float64)).to(dtype) for s, size in enumerate(sizes)
+        (size * random(batch, channels, columns, seed=s, dtype=torch.float64)).to(dtype)
+        for s, (size, columns) in enumerate(sizes)
     ]
 
 
@@ -63,16 +71,46 @@ def test_large(batch, channels, length, dtype, host):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch, channels, length, width", VALUE_SIZES)
+def test_values_of_another_length(batch, channels, length, width, dtype, host):
+    assert_right(host, *attention_inputs(batch, channels, length, dtype, width=width))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch, channels, length, width", LARGE_VALUE_SIZES)
+def test_large_and_values_of_another_length(batch, channels, length, width, dtype, host):
+    if host.flavour != "plain" and channels * length > 20_000:
+        pytest.skip("it takes long")
+    assert_right(host, *attention_inputs(batch, channels, length, dtype, width=width))
+
+
+def test_few_values_take_fewer_launches(host):
+    """The gradient of value comes with that of key."""
+    for dtype in DTYPES:
+        launches = []
+        for width in (3, 40):
+            query, key, value, grad = attention_inputs(1, 20, 40, dtype, width=width)
+            output, statistics = host.ops.channel_attention(query, key, value)
+            before = host.launches
+            host.ops.channel_attention_backward(grad, query, key, value, output, statistics)
+            launches.append(host.launches - before)
+        padding = 2 if dtype in HALF else 0  # of grad and value
+        assert launches == [3 + padding, 4]
+
+
+@pytest.mark.parametrize("width", [16, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_layout(layout, dtype, host):
-    assert_right(host, *(laid_out(values, layout) for values in attention_inputs(2, 9, 16, dtype)))
+def test_any_layout(layout, dtype, width, host):
+    assert_right(host, *(laid_out(values, layout) for values in attention_inputs(2, 9, 16, dtype, width=width)))
 
 
+@pytest.mark.parametrize("width", [288, 3])
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("shared_kilobytes", [163, 99, 64, 48])
-def test_less_shared_memory(shared_kilobytes, dtype, host):
+def test_less_shared_memory(shared_kilobytes, dtype, width, host):
     """Fewer warps and tiles give the same bits; 64 KB are too little for the tensor cores' kernels of this length."""
-    inputs = attention_inputs(1, 130, 288, dtype)
+    inputs = attention_inputs(1, 130, 288, dtype, width=width)
     if host.flavour != "plain":
         inputs = [values[:, :40] for values in inputs]
     expected = run(host, *inputs)
@@ -85,10 +123,11 @@ def test_less_shared_memory(shared_kilobytes, dtype, host):
 
 
 @pytest.mark.large
+@pytest.mark.parametrize("width", [40, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scores_that_rise(dtype, host):
+def test_scores_that_rise(dtype, width, host):
     """Every tile has higher scores than all before it, or lower ones."""
-    query, key, value, grad = attention_inputs(2, 150, 40, dtype)
+    query, key, value, grad = attention_inputs(2, 150, 40, dtype, width=width)
     direction = random(40, seed=9, dtype=torch.float64).sign() * 40**-0.5
     query = (query + 10 * direction).to(dtype)
     key = (key + torch.linspace(0, 3, 150)[:, None] * direction).to(dtype)
@@ -96,17 +135,19 @@ def test_scores_that_rise(dtype, host):
     assert_right(host, query, key.flip(1), value, grad)
 
 
+@pytest.mark.parametrize("width, scores", [(64, 60), (3, 30)])  # sums over few show more of the scores' rounding
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scores_in_the_hundreds(dtype, host):
-    inputs = attention_inputs(1, 80, 64, dtype, scores=60.0)
-    assert (inputs[0].double() @ inputs[1].double().mT).max() > 200
+def test_scores_in_the_hundreds(dtype, width, scores, host):
+    inputs = attention_inputs(1, 80, 64, dtype, scores=scores, width=width)
+    assert (inputs[0].double() @ inputs[1].double().mT).max() > 100
     assert_right(host, *inputs)
 
 
+@pytest.mark.parametrize("width", [48, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scores_below_zero(dtype, host):
+def test_scores_below_zero(dtype, width, host):
     """Rows beyond the last channel, of whatever score, are no channels."""
-    query, key, value, grad = attention_inputs(2, 20, 48, dtype, scores=10.0)
+    query, key, value, grad = attention_inputs(2, 20, 48, dtype, scores=10.0, width=width)
     query, key = -query.abs() - 1, key.abs()
     assert (query @ key.mT).max() < -10
     assert_right(host, query, key, value, grad)
@@ -120,32 +161,37 @@ def test_equal_scores_share_equally(dtype, host):
     assert torch.equal(statistics[:, :2], torch.tensor([[0.0], [1 / 64]]).to(statistics).expand(1, 2, 64))
 
 
+@pytest.mark.parametrize("width", [64, 3])
 @pytest.mark.parametrize("size", [1e-6, 1e4])
-def test_gradients_at_the_ends_of_float16(size, host):
-    query, key, value, grad = attention_inputs(2, 70, 64, torch.float16, scores=0.1)
+def test_gradients_at_the_ends_of_float16(size, width, host):
+    query, key, value, grad = attention_inputs(2, 70, 64, torch.float16, scores=0.1, width=width)
     assert_right(host, query, key, value, (size * grad.double()).to(torch.float16))
 
 
+@pytest.mark.parametrize("width", [24, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_gradient_gives_none(dtype, host):
-    query, key, value, grad = attention_inputs(2, 20, 16, dtype)
+def test_no_gradient_gives_none(dtype, width, host):
+    query, key, value, grad = attention_inputs(2, 20, 16, dtype, width=width)
     grad[0] = 0
     grads = run(host, query, key, value, grad)[2:]
     assert all(not values[0].any() and values[1].all() for values in grads)
 
 
+@pytest.mark.parametrize("width", [24, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_overflows_stays_within_bounds(dtype, host):
-    query, key, value, grad = (torch.full((1, 40, 24), torch.finfo(dtype).max, dtype=dtype) for _ in range(4))
+def test_what_overflows_stays_within_bounds(dtype, width, host):
+    largest = torch.finfo(dtype).max
+    query, key, value, grad = (torch.full((1, 40, n), largest, dtype=dtype) for n in (24, 24, width, width))
     query[:, ::3] *= -1
     run(host, query, key, value, grad)
 
 
+@pytest.mark.parametrize("width", [193, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_order_gives_the_same_bits(dtype, host):
+def test_any_order_gives_the_same_bits(dtype, width, host):
     if host.flavour != "plain":
         pytest.skip("the order is the same in every flavour")
-    inputs = attention_inputs(2, 70, 193, dtype)
+    inputs = attention_inputs(2, 70, 193, dtype, width=width)
     expected = run(host, *inputs)
     for seed in (1, 2, 3):
         host.seed(seed)
@@ -156,10 +202,10 @@ def test_any_order_gives_the_same_bits(dtype, host):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_images(dtype, host):
     before = host.launches
-    results = run(host, *(torch.empty(0, 3, 4, dtype=dtype) for _ in range(4)))
+    results = run(host, *(torch.empty(0, 3, width, dtype=dtype) for width in (4, 4, 6, 6)))
     assert [tuple(values.shape) for values in results] == [
-        (0, 3, 4),
-        (0, 4 if dtype in HALF else 2, 3),
-        *[(0, 3, 4)] * 3,
+        (0, 3, 6),
+        (0, 5 if dtype in HALF else 2, 3),
+        *[(0, 3, 4), (0, 3, 4), (0, 3, 6)],
     ]
     assert host.launches == before

@@ -71,13 +71,20 @@ def arguments(device="cuda", ops=torch.ops.reidops, scale=10):
     attended = ops.channel_attention(*half)
     calls["channel_attention half"] = tuple(half)
     calls["channel_attention_backward half"] = (random(4, 64, 32, device=device).bfloat16(), *half, *attended)
+    averages = [*attention[:2], random(4, 64, 3, device=device)]
+    for kind, values in ("averages", averages), ("averages half", [t.bfloat16() for t in averages]):
+        calls[f"channel_attention {kind}"] = tuple(values)
+        grad = random(4, 64, 3, seed=1, device=device).to(values[0])
+        calls[f"channel_attention_backward {kind}"] = (grad, *values, *ops.channel_attention(*values))
     return calls
 
 
 NAMES = [
-    "batch_hard", "batch_hard_backward", "batch_hard_from_distance", "channel_attention", "channel_attention half",
-    "channel_attention_backward", "channel_attention_backward half", "dmli", "dmli_backward", "dmli_matrix high",
-    "dmli_matrix highest", "dmli_matrix medium", "dmli_matrix unaligned", "euclidean_distance",
+    "batch_hard", "batch_hard_backward", "batch_hard_from_distance", "channel_attention",
+    "channel_attention averages", "channel_attention averages half", "channel_attention half",
+    "channel_attention_backward", "channel_attention_backward averages", "channel_attention_backward averages half",
+    "channel_attention_backward half", "dmli", "dmli_backward", "dmli_matrix high", "dmli_matrix highest",
+    "dmli_matrix medium", "dmli_matrix unaligned", "euclidean_distance",
     "euclidean_distance_backward", "k_reciprocal high", "k_reciprocal highest", "k_reciprocal medium",
     "k_reciprocal_from_distance", "k_reciprocal_topk", "knn high", "knn highest", "knn medium", "rank_metrics",
     "rank_metrics cuhk03", "shortest_path", "shortest_path_backward", "shortest_path_indices",
