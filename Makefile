@@ -1,4 +1,5 @@
 # make demo       sets everything up, trains on the embedded data set, prints the tables, leaves pictures in runs/demo
+# make demo-mudeep   the same with MuDeep_v2; pictures, one of its attention, in runs/demo-mudeep
 # make test       sets everything up and runs the tests
 # make lint       checks the style of Python and C++ files
 # make bench      sets everything up and times the operators beside their peers on the processor, in a quarter of an hour;
@@ -17,11 +18,14 @@ BENCHES := dmli_matrix knn k_reciprocal rank_metrics batch_hard dmli channel_att
 BENCH_ENVIRONMENT := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OPENBLAS_NUM_THREADS=2 OMP_NUM_THREADS=2
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test lint bench bench-growth gpu-check clean
+.PHONY: demo demo-mudeep test lint bench bench-growth gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/built
 	$(RUN) -m train.demo --output runs/demo
+
+demo-mudeep: $(VENV)/built
+	$(RUN) -m train.demo --system mudeep --output runs/demo-mudeep
 
 test: $(VENV)/built
 	$(RUN) -m pytest

@@ -22,11 +22,25 @@ def test_quick_demo(tmp_path, capsys):
     assert capsys.readouterr().out.count("Global+DMLI   k-reciprocal") == 2
 
 
+def test_quick_demo_of_mudeep(tmp_path, capsys):
+    results = demo.main(["--system", "mudeep", "--quick", "--output", str(tmp_path / "demo"), "--threads", "1"])
+    assert json.loads((tmp_path / "demo" / "results.json").read_text()) == results
+    assert [(row["protocol"], row["reranking"]) for row in results["rows"]] == [
+        ("mudeep", False), ("market1501", False), ("mudeep", True), ("market1501", True)]  # fmt: skip
+    assert results["training"]["epochs"] == 2
+    for name in ("leader", "ranked", "curves"):
+        assert_picture(tmp_path / "demo" / f"{name}.png")
+    assert "epoch   2/2" in capsys.readouterr().out
+
+
 def test_every_setting_of_the_demo_is_one_of_the_script():
     parser = demo.alignedreid.make_parser()
     args = parser.parse_args([*demo.MODEL, *demo.TRAINING, *demo.SCHEDULE])
     assert args.max_epoch > args.stepsize > 0
     assert demo.PEOPLE["train_identities"] >= args.train_batch // args.num_instances
+    args = demo.mudeep.make_parser().parse_args([*demo.MUDEEP, *demo.MUDEEP_SCHEDULE])
+    assert args.max_epoch > args.stepsize > 0
+    assert demo.MUDEEP_PEOPLE["train_identities"] >= args.P
     with pytest.raises(SystemExit):
         demo.main(["--no-such-flag"])
 
