@@ -34,7 +34,6 @@ from reidops_models.checkpoints import find_state_dict, read_checkpoint
 from tests.reidops_models.plain_mudeep import plain_mudeep
 from train.log import describe_machine
 from train.losses import MuDeepLoss
-from train.mudeep import make_optimizer
 
 CLASSES, P, K, MARGIN = 751, 12, 6, 1.0
 PARTS = ("agreement", "attention", "step")
@@ -235,19 +234,19 @@ def take_steps(args: argparse.Namespace) -> dict:
         network, trip_hard = published(args.release, CLASSES)
         load(network, random_state())
         network.to(device).train()
-        optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
         def loss() -> Tensor:
             return published_loss(network(images), labels, trip_hard, args.batch // k, k)
 
     else:
-        model, criterion = MuDeepV2(CLASSES), MuDeepLoss(MARGIN)
-        load(model, random_state())
-        model.to(device).train()
-        optimizer = make_optimizer(model, 1e-3, 5e-4)
+        network, criterion = MuDeepV2(CLASSES), MuDeepLoss(MARGIN)
+        load(network, random_state())
+        network.to(device).train()
 
         def loss() -> Tensor:
-            return criterion(model(images), labels)["loss"]
+            return criterion(network(images), labels)["loss"]
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
     def step() -> None:
         value = loss()

@@ -240,6 +240,18 @@ def bench(check: Check) -> Result:
     }
 
 
+def step(check: Check) -> Result:
+    """MuDeep_v2's training step beside the published one in plain functions: agreement, time and peak memory."""
+    if importlib.util.find_spec("torchvision") is None:
+        return {"status": "skipped", "why": "there is no torchvision"}
+    written = check.folder / "mudeep_step.json"
+    command = python("benches.mudeep_step", "--device", check.args.device, "--steps", "5", "--output", written)
+    if check.args.size == "small":
+        command += ["--batch", "8", "--height", "48", "--width", "32"]
+    outcome = process.run(command, check.log("step"), check.left("step"))
+    return {**judged(outcome), **({"figures": json.loads(written.read_text())} if outcome.code == 0 else {})}
+
+
 def profile(check: Check) -> Result:
     """ncu on our kernels of some rows, one row a process, as many as there is time for."""
     ncu = shutil.which("ncu")
@@ -260,5 +272,5 @@ def profile(check: Check) -> Result:
 
 
 PARTS: dict[str, Callable[[Check], Result]] = {
-    part.__name__: part for part in (build, tests, memcheck, racecheck, bench, profile)
+    part.__name__: part for part in (build, tests, memcheck, racecheck, bench, step, profile)
 }

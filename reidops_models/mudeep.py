@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
 
 from .checkpoints import load_backbone
-from .recompute import attend, residual, stem
+from .recompute import attend, convolve_together, residual, stem
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 REGIONS = ("global", "top", "middle", "bottom")
@@ -172,9 +172,8 @@ class MuDeepV2(nn.Module):
         return [_through(blocks, features, again) for blocks in scales]
 
     def leader_map(self, maps: list[Tensor]) -> Tensor:
-        """The leader (B, leader_dim, h, w) of the scales' maps, which are convolved one by one, never concatenated."""
-        weights = self.conv_all.conv1.weight.split([scale_map.shape[1] for scale_map in maps], dim=1)
-        mixed = sum(functional.conv2d(scale_map, weight) for scale_map, weight in zip(maps, weights, strict=True))
+        """The leader (B, leader_dim, h, w) of the scales' maps."""
+        mixed = convolve_together(self.conv_all.conv1, maps, recompute=self._recomputes())
         return self.conv_all.relu1(self.conv_all.bn1(mixed))
 
     def _recomputes(self) -> bool:

@@ -6,9 +6,10 @@ share, which is an eighth of their size. With `recompute=True` these functions k
 are the same to the last bit, because the same operations run again on the same numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
@@ -35,6 +36,15 @@ def residual(block: BasicBlock | Bottleneck, features: Tensor, *, recompute: boo
         mapped = block.bn3(mapped)
     mapped += identity
     return block.relu(mapped)
+
+
+def convolve_together(convolution: nn.Conv2d, maps: Sequence[Tensor], *, recompute: bool) -> Tensor:
+    """A convolution of several maps (B, C, h, w) joined to one of all their channels, keeping the maps alone."""
+
+    def part(*maps: Tensor) -> Tensor:
+        return convolution(torch.cat(maps, dim=1))
+
+    return checkpoint(part, *maps, use_reentrant=False, preserve_rng_state=False) if recompute else part(*maps)
 
 
 def attend(leader: Tensor, query_weight: Tensor, key_weight: Tensor, value: Tensor, *, recompute: bool) -> Tensor:
