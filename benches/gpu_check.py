@@ -26,22 +26,9 @@ from typing import Any
 
 from benches import parts, process, report, rows
 
-STAGES = (
-    ("build",),
-    ("tests", "memcheck", "racecheck"),
-    ("bench",),
-    ("step",),
-    ("profile",),
-)  # these may run at the same time
-LIMITS = {
-    "build": 150,
-    "tests": 150,
-    "memcheck": 120,
-    "racecheck": 120,
-    "bench": 160,
-    "step": 45,
-    "profile": 60,
-}  # seconds
+# Parts of a stage may run at the same time. Limits are in seconds.
+STAGES = (("build",), ("tests", "memcheck", "racecheck"), ("bench",), ("step",), ("profile",))
+LIMITS = {"build": 150, "tests": 150, "memcheck": 120, "racecheck": 120, "bench": 160, "step": 45, "profile": 60}
 DECISIVE = ("build", "tests", "memcheck", "racecheck")  # for the exit status
 TESTS = ("tests/reidops",)
 
