@@ -131,8 +131,8 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
     tests = read_domains(args.test_on, args.root, dataset) if args.test_on else [dataset]
     for one in ([] if dataset is None else [dataset]) + [test for test in tests if test is not dataset]:
         print(one.summary())
-    for test in tests:
-        require_evaluable(args, test)
+        if one in tests or not args.evaluate:
+            require_evaluable(args, one)
 
     engine.seed_everything(args.seed)
     model = make_model(args, dataset).to(device)

@@ -47,4 +47,7 @@ def require_settings(content: Mapping, wanted: Mapping, names: Sequence[str], pa
 
 def flag(name: str, settings: Mapping) -> str:
     """A setting as it is given on the command line."""
-    return f"--{name.replace('_', '-')} {settings[name]}"
+    value, word = settings[name], f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return word if value else f"(no {word})"
+    return f"{word} {value}"

@@ -259,7 +259,10 @@ def no_training(*_):
         (["--evaluate", "{empty}"], r"holds no checkpoint \(\*.pkl or \*.pth\)"),
         (["--evaluate", "{other}"], "the file looks like AlignedReID, and the model is MuDeep_v2"),
         (["--evaluate", "{model}", "--height", "128"], "trained with --height 64, and this run has --height 128"),
-        (["--evaluate", "{model}", "--no-attention"], "trained with --no-attention False"),
+        (["--evaluate", "{model}", "--no-attention"], r"with \(no --no-attention\), and this run has --no-attention"),
+            ["--evaluate", "{model}", "--no-attention"],
+            r"trained with \(no --no-attention\), and this run has --no-attention",
+        ),
         (
             ["--test-on", "dukemtmcreid"],
             "dukemtmcreid leads to the images of synthetic",
