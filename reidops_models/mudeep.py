@@ -64,6 +64,7 @@ class MuDeepV2(nn.Module):
             `torch.compile` makes this choice itself, and the flag then has no effect.
 
     Raises:
+        TypeError: a size is no whole number.
         ValueError: an argument is out of range, or `weights` does not fit the backbone.
         FileNotFoundError: `weights` does not exist.
 
@@ -97,7 +98,11 @@ class MuDeepV2(nn.Module):
         recompute: bool = True,
     ):
         super().__init__()
-        for name, value in (("num_classes", num_classes), ("feature_dim", feature_dim), ("leader_dim", leader_dim)):
+        sizes = {"num_classes": num_classes, "feature_dim": feature_dim, "leader_dim": leader_dim}
+        for name, value in (sizes | {"num_scales": num_scales}).items():
+            if not isinstance(value, int):
+                raise TypeError(f"{name} should be an int, got {type(value).__name__} {value!r}")
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} should be at least 1, got {value}")
         if num_scales not in range(1, MAX_SCALES + 1):

@@ -3,7 +3,8 @@
 torch keeps what a convolution returns twice on the way to the next one: before batch norm, and after batch norm and
 ReLU. The second follows from the first in one pass over memory. A query and a key map follow from the leader they
 share, which is an eighth of their size. With `recompute=True` these functions keep the first of each alone. Gradients
-are the same to the last bit, because the same operations run again on the same numbers.
+are the same to the last bit, because the same operations run again on the same numbers: a parameter that was changed in
+place before backward is an error, as it is without.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,19 +22,17 @@ import reidops
 
 def stem(layers: nn.Sequential, images: Tensor, *, recompute: bool) -> Tensor:
     """A ResNet's first layers, named conv, bn, relu and pool, keeping what the convolution returns."""
-    return _norm_and_on(layers.bn, lambda x: layers.pool(layers.relu(x)), layers.conv(images), recompute)
+    return _norm_relu_and(layers.pool, layers.bn, layers.relu, layers.conv(images), recompute)
 
 
 def residual(block: BasicBlock | Bottleneck, features: Tensor, *, recompute: bool) -> Tensor:
     """A torchvision residual block, keeping what its convolutions return and its result, and nothing in between."""
     identity = features if block.downsample is None else block.downsample(features)
-    mapped = block.conv1(features)
-    mapped = _norm_and_on(block.bn1, lambda x: block.conv2(block.relu(x)), mapped, recompute)
+    mapped = _norm_relu_and(block.conv2, block.bn1, block.relu, block.conv1(features), recompute)
     if isinstance(block, BasicBlock):
         mapped = block.bn2(mapped)
     else:
-        mapped = _norm_and_on(block.bn2, lambda x: block.conv3(block.relu(x)), mapped, recompute)
-        mapped = block.bn3(mapped)
+        mapped = block.bn3(_norm_relu_and(block.conv3, block.bn2, block.relu, mapped, recompute))
     mapped += identity
     return block.relu(mapped)
 
@@ -59,34 +58,45 @@ def attend(leader: Tensor, query_weight: Tensor, key_weight: Tensor, value: Tens
     Returns:
         (B, C, V); like torch's own layers, of NaN where NaN went in.
     """
-    query, key = functional.conv1d(leader, query_weight), functional.conv1d(leader, key_weight)
+    maps = [functional.conv1d(leader, weight) for weight in (query_weight, key_weight)]
+    query, key = (_as_the_kernel_takes(one) for one in maps)
     if not recompute:
         return reidops.channel_attention(query, key, value.to(query.dtype), validate=False)
-    kept, dtype = leader.detach(), query.dtype
+    kept, narrow, wide, shape = leader.detach(), maps[0].dtype, query.dtype, query.shape
     weight_of = {query.data_ptr(): query_weight.detach(), key.data_ptr(): key_weight.detach()}
-    shape = query.shape
 
     def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
-        weight = weight_of.get(saved.data_ptr()) if saved.shape == shape and saved.dtype == dtype else None
-        return saved if weight is None else lambda: functional.conv1d(kept.to(dtype), weight.to(dtype))
+        weight = weight_of.get(saved.data_ptr()) if saved.shape == shape and saved.dtype == wide else None
+        return saved if weight is None else lambda: functional.conv1d(kept.to(narrow), weight.to(narrow)).to(wide)
 
     def unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
         return packed if isinstance(packed, Tensor) else packed()
 
     with saved_tensors_hooks(pack, unpack):
-        return reidops.channel_attention(query, key, value.to(query.dtype), validate=False)
+        return reidops.channel_attention(query, key, value.to(wide), validate=False)
 
 
-def _norm_and_on(norm: nn.Module, following: Callable[[Tensor], Tensor], mapped: Tensor, recompute: bool) -> Tensor:
-    """following(norm(mapped)), keeping `mapped` and, unless a convolution comes last, the result."""
+def _as_the_kernel_takes(tensor: Tensor) -> Tensor:
+    """Half precision is widened on a CPU, whose kernels would do so themselves, and keep a copy."""
+    narrow = tensor.device.type == "cpu" and tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.float() if narrow else tensor
+
+
+def _norm_relu_and(layer: nn.Module, norm: nn.Module, relu: nn.Module, mapped: Tensor, recompute: bool) -> Tensor:
+    """layer(relu(norm(mapped))), keeping `mapped` and, unless `layer` is a convolution, the result."""
     if not recompute or type(norm) is not nn.BatchNorm2d:  # one that waits for other processes runs once
-        return following(norm(mapped))
+        return layer(relu(norm(mapped)))
     training, times = norm.training, count()
+    parameters = [*norm.parameters(), *layer.parameters()]
+    versions = [parameter._version for parameter in parameters]
 
     def part(x: Tensor) -> Tensor:
         if next(times) == 0:
-            return following(norm(x))
+            return layer(relu(norm(x)))
+        if versions != [parameter._version for parameter in parameters]:
+            raise RuntimeError("a parameter was modified by an inplace operation between forward and backward")
         settings = norm.running_mean, norm.running_var, norm.weight, norm.bias, training
-        return following(functional.batch_norm(x, *settings, momentum=0.0, eps=norm.eps))  # counts no batch twice
+        normalised = functional.batch_norm(x, *settings, momentum=0.0, eps=norm.eps)  # counts no batch twice
+        return layer(relu(normalised))
 
     return checkpoint(part, mapped, use_reentrant=False, preserve_rng_state=False)

@@ -202,7 +202,7 @@ def train(
     images = ImageDataset(dataset.train, train_transform(args.height, args.width))
     loader = make_loader(args, images, device, args.train_batch, sampler=sampler, drop_last=True)
 
-    prepare_folder(folder, args.resume, ("best.pth", "last.pth", "log.jsonl"))
+    prepare_folder(folder, args.resume, (r"best\.pth", r"last\.pth", r"log\.jsonl"))
     log = Log(folder, trainer.epoch)
     if trainer.means and log.epoch < trainer.epoch:  # stopped after an epoch, before it was evaluated and logged
         finish_epoch(args, dataset, trainer, log, device)

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from reidops_models.checkpoints import read_checkpoint
-from train.data import ReIDDataset, load_dataset
+from train.data import ReIDDataset, find_input, load_dataset
 
 # Data sets as the papers call them.
 TITLES = {
@@ -75,12 +75,19 @@ def read_domains(
     for item in names:
         name, _, own_root = item.partition("=")
         data = load_dataset(name, own_root or root)
+        if not own_root and name != "folder" and _place(data).parent == find_input(root).resolve():
+            raise ValueError(
+                f"--root {root} should hold a folder for each data set that --test-on names, and it is itself one: "
+                f"give {name}={root} if it is {name}"
+            )
         other = places.setdefault(_place(data), data.name)
         if other != data.name:
             raise ValueError(
                 f"--test-on {item} leads to the images of {other} in {_place(data)}: give {name}=FOLDER, the folder of "
                 f"{name} itself"
             )
+        if any(data.name == one.name for one in found.values()):
+            raise ValueError(f"--test-on should name each data set once, got {name} twice")
         found[item] = data
     return list(found.values())
 
@@ -90,16 +97,17 @@ def _place(data: ReIDDataset) -> Path:
     return Path(data.gallery[0].path).resolve().parent if data.gallery else Path(data.name)
 
 
-def format_domains(rows: Sequence[Mapping], trained_on: str) -> str:
+def format_domains(rows: Sequence[Mapping]) -> str:
     """Rank-1/mAP in percent, a column a data set tested on, a row a checkpoint and way of scoring.
 
     Args:
-        rows: of results.json, with "test_set", "checkpoint", "protocol", "reranking", "rank1", "mAP".
-        trained_on: name of the data set of the training.
+        rows: of results.json, with "trained_on" (None where a checkpoint does not say), "test_set", "checkpoint",
+            "protocol", "reranking", "rank1", "mAP".
 
     Example:
-        >>> row = {"test_set": "dukemtmcreid", "checkpoint": "a/market_160.pkl", "protocol": "mudeep"}
-        >>> print(format_domains([row | {"reranking": False, "rank1": 0.4668, "mAP": 0.2733}], "market1501"))
+        >>> row = {"trained_on": "market1501", "test_set": "dukemtmcreid", "protocol": "mudeep"}
+        >>> row |= {"checkpoint": "a/market_160.pkl", "reranking": False, "rank1": 0.4668, "mAP": 0.2733}
+        >>> print(format_domains([row]))
         trained on Market-1501, Rank-1/mAP  DukeMTMC-reID
         market_160, mudeep                    46.68/27.33
     """
@@ -109,7 +117,9 @@ def format_domains(rows: Sequence[Mapping], trained_on: str) -> str:
         name = Path(row["checkpoint"]).stem if row["checkpoint"] else "last epoch"
         name += f", {row['protocol']}" + (", re-ranked" if row["reranking"] else "")
         lines.setdefault(name, {})[row["test_set"]] = f"{100 * row['rank1']:.2f}/{100 * row['mAP']:.2f}"
-    corner = f"trained on {TITLES.get(trained_on, trained_on)}, Rank-1/mAP"
+    trained_on = {row["trained_on"] for row in rows} - {None}
+    origin = " and ".join(TITLES.get(name, name) for name in sorted(trained_on)) or "data the checkpoint does not name"
+    corner = f"trained on {origin}, Rank-1/mAP"
     wide = max(map(len, (corner, *lines)))
     titles = [TITLES.get(name, name) for name in sets]
     table = [corner.ljust(wide) + "".join(f"  {title:>11}" for title in titles)]

@@ -36,6 +36,22 @@ def make_optimizer(name: str, model: nn.Module, learning_rate: float, weight_dec
     return kind(model.parameters(), lr=learning_rate, weight_decay=weight_decay, momentum=0.9)
 
 
+def make_mudeep_optimizer(
+    model: nn.Module, learning_rate: float, weight_decay: float, backbone_rate: float = 0.1
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; backbone, leader and gamma learn at a part of the rate, as published."""
+    groups = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[name.startswith(("scale", "atten"))].append(parameter)
+    return torch.optim.SGD(
+        [{"params": groups[False], "lr": learning_rate * backbone_rate}, {"params": groups[True]}],
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        momentum=0.9,
+        nesterov=True,
+    )
+
+
 def make_scheduler(
     optimizer: torch.optim.Optimizer, step_size: int, gamma: float
 ) -> torch.optim.lr_scheduler.LRScheduler:
@@ -179,6 +195,7 @@ class Trainer:
                 bar.set_postfix({name: f"{total / images_seen:.3f}" for name, total in sums.items()})
         if images_seen == 0:
             raise ValueError("the training set gives no batch: it has fewer images than --train-batch")
+        processes.share_buffers(self.model)
         self.scheduler.step()
         self.epoch += 1
         *totals, correct, images_seen = processes.add_up([*sums.values(), correct, images_seen], self.device)
@@ -277,6 +294,9 @@ class Trainer:
 
 
 def write_checkpoint(content: dict, path: Path) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint, whole or not at all (OSError if it cannot be written)."""
     with written_whole(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(f"checkpoint {path} cannot be written: {str(error).splitlines()[0]}") from error

@@ -13,6 +13,7 @@ epochs. The second line of sizes in the paper is --width 128.
 import argparse
 import contextlib
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ from train.script import (
     make_loader,
     one_line_errors,
     pick_device,
+    positive,
     prepare_folder,
     read_dataset,
     report_epoch,
@@ -52,7 +54,7 @@ from train.script import (
     settle_processor,
     whole,
 )
-from train.settings import Settings, require_settings
+from train.settings import Settings, read_settings, require_settings
 from train.visualize import draw_curves, draw_rankings
 
 CLASSIFIERS = tuple(f"scale{scale}{part}.classifier." for scale in (1, 2, 3) for part in ("", "_1", "_2", "_3"))
@@ -77,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--repeats", type=whole(1), default=3, help="passes over the identities in an epoch (default 3)")
     add("--max-epoch", type=whole(0), default=160)
     add("--test-batch", type=whole(1), default=64)
-    add("--lr", type=float, default=0.09, help="learning rate of attention, bottlenecks and classifiers")
+    add("--lr", type=positive, default=0.09, help="learning rate of attention, bottlenecks and classifiers")
     add("--backbone-rate", type=float, default=0.1, help="that of backbone and leader, as a part of it (default 0.1)")
     add("--stepsize", type=int, default=80, help="epochs between two decays of the learning rate; 0 for none")
     add("--gamma", type=float, default=0.1, help="factor of a decay")
@@ -95,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--protocol", default="both", choices=(*PROTOCOLS, "both"), help="how ranks are scored (default: both ways)")
     add("--eval-step", type=int, default=5, help="evaluate every so many epochs; -1 only after the last")
     add_reranking_flags(add)
-    add("--pictures", action="store_true", help="write leader.png, ranked.png and curves.png")
+    add("--pictures", action="store_true", help="write leader.png, ranked.png, curves.png (of the last test)")
 
     add = parser.add_argument_group("machine").add_argument
     add("--save-dir", default="log", help="where everything is written (default: log)")
@@ -104,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--print-freq", type=whole(1), default=10, help="batches between two updates of the progress bar's figures")
     add("--use-cpu", action="store_true")
     add("--gpu-devices", default="0", help="GPU index; torchrun gives each process its own")
-    add("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    add("--threads", type=whole(0), default=0, help="CPU threads (default: torch's choice)")
     return parser
 
 
@@ -122,58 +124,79 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
     """
     start = time.perf_counter()
     settle_processor(args)
+    check_flags(args)
     device = pick_device(args)[0] if device is None else device
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = checkpoints_in(args.evaluate) if args.evaluate else []
+    checkpoints = checkpoints_in(args.evaluate) if args.evaluate else [(None, args.max_epoch)]
     if dataset is None and not (args.evaluate and args.test_on):
         dataset = read_dataset(args)
     tests = read_domains(args.test_on, args.root, dataset) if args.test_on else [dataset]
-    for one in ([] if dataset is None else [dataset]) + [test for test in tests if test is not dataset]:
-        print(one.summary())
-        if one in tests or not args.evaluate:
-            require_evaluable(args, one)
+    require_testable(args, tests if args.evaluate or dataset in tests else [dataset, *tests])
+    if args.save_features and len(checkpoints) * len(tests) > 1:
+        raise ValueError(
+            f"--save-features writes the features of one checkpoint on one data set, and there are {len(checkpoints)} "
+            f"checkpoints and {len(tests)} data sets"
+        )
 
     engine.seed_everything(args.seed)
     model = make_model(args, dataset).to(device)
     model.to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"MuDeep_v2, {args.arch}, {args.num_scales} scales: {parameters:.1f} M parameters on {device}")
+    history, training = ([], None) if args.evaluate else train(args, dataset, model, device)
 
-    history, training = [], None
-    if not args.evaluate:
-        history, training = train(args, dataset, model, device)
-    rows, features, evaluations = [], None, []
-    for checkpoint, epoch in checkpoints or [(None, args.max_epoch)]:
-        if checkpoint is not None:
-            load(args, model, checkpoint)
-        for test in tests:
-            features = extract(args, test, model, device)
-            if processes.rank() > 0:
-                continue
-            print(f"\n{test.name}" + (f", {checkpoint}" if checkpoint else f", after epoch {epoch}"))
-            evaluations = score(args, features)
-            print(format_table(evaluations))
-            about = {"test_set": test.name, "checkpoint": checkpoint and str(checkpoint), "epoch": epoch}
-            rows += [about | evaluation.row() for evaluation in evaluations]
-    if processes.rank() > 0:
-        return {}
-    if args.test_on:
-        print("\n" + format_domains(rows, args.dataset))
     results = {
-        "dataset": dataset.name if dataset is not None else args.dataset,
-        "seconds": time.perf_counter() - start,
-        "rows": rows,
+        "dataset": args.dataset if dataset is None else dataset.name,
+        "seconds": 0.0,
+        "rows": [],
         "training": training,
         "machine": describe_machine(device),
         "arguments": vars(args),
     }
+    for checkpoint, epoch in checkpoints:
+        trained_on = dataset.name if checkpoint is None else load(args, model, checkpoint, dataset)
+        for test in tests:
+            features = extract(args, test, model, device)
+            if processes.rank() > 0:
+                continue
+            print(f"\n{test.name}, " + (f"after epoch {epoch}" if checkpoint is None else str(checkpoint)))
+            evaluations = score(args, features)
+            print(format_table(evaluations))
+            about = {"trained_on": trained_on, "checkpoint": checkpoint and str(checkpoint), "epoch": epoch}
+            results["rows"] += [about | {"test_set": test.name} | evaluation.row() for evaluation in evaluations]
+            results["seconds"] = time.perf_counter() - start
+            write_json(results, folder / ("results_test.json" if args.evaluate else "results.json"))
+    if processes.rank() > 0:
+        return {}
+    if args.test_on:
+        print("\n" + format_domains(results["rows"]))
     if args.save_features:
         save_features(features, args.save_features)
-    write_json(results, folder / ("results_test.json" if args.evaluate else "results.json"))
     if args.pictures:
         draw_pictures(args, tests[-1], model, device, features, evaluations, history)
     return results
+
+
+def require_testable(args: argparse.Namespace, datasets: Sequence[ReIDDataset]) -> None:
+    """Print the counts of data sets, and refuse those that cannot be tested on (ValueError, OSError)."""
+    for dataset in datasets:
+        print(dataset.summary())
+        require_evaluable(args, dataset)
+        if min(len(dataset.query), len(dataset.gallery)) < processes.count():
+            raise ValueError(f"{dataset.name} has fewer images in query or gallery than there are processes")
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other or cannot be followed (ValueError)."""
+    if args.evaluate and args.resume:
+        raise ValueError("--evaluate tests a checkpoint and --resume goes on training one: give one of them")
+    if "," in args.gpu_devices:
+        raise ValueError(f"--gpu-devices {args.gpu_devices}: several GPUs work through torchrun, each with one of them")
+    if not re.fullmatch(r"[\w.-]+", args.name):
+        raise ValueError(f"--name should be letters, digits, '.', '-' and '_', got {args.name!r}")
+    if Path(args.save_dir).exists() and not Path(args.save_dir).is_dir():
+        raise ValueError(f"--save-dir should be a folder, got the file {args.save_dir}")
 
 
 def make_model(args: argparse.Namespace, dataset: ReIDDataset | None) -> MuDeepV2:
@@ -206,27 +229,29 @@ def settings_of(args: argparse.Namespace, dataset_name: str) -> Settings:
     return Settings(values | {"dataset": dataset_name}, model, training, kept)
 
 
-def load(args: argparse.Namespace, model: MuDeepV2, path: Path) -> None:
-    """Load what a checkpoint has for testing; its classifiers are not needed, and may be those of other identities."""
+def load(args: argparse.Namespace, model: MuDeepV2, path: Path, dataset: ReIDDataset | None) -> str | None:
+    """Load what a checkpoint has for testing, which is all but its classifiers.
+
+    Returns:
+        The data set it was trained on, if it says so.
+
+    Raises:
+        ValueError: it does not fit the model, or was trained on other identities than the data set has to train on.
+    """
     content, settings = read_checkpoint(path), settings_of(args, args.dataset)
     require_settings(content, settings.values, settings.model, path)
-    fill(model, find_state_dict(content, path), path, CLASSIFIERS)
-
-
-def make_optimizer(
-    model: MuDeepV2, learning_rate: float, weight_decay: float, backbone_rate: float = 0.1
-) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum; backbone, leader and gamma learn at a part of the rate, as published."""
-    groups = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        groups[name.startswith(("scale", "atten"))].append(parameter)
-    return torch.optim.SGD(
-        [{"params": groups[False], "lr": learning_rate * backbone_rate}, {"params": groups[True]}],
-        lr=learning_rate,
-        weight_decay=weight_decay,
-        momentum=0.9,
-        nesterov=True,
-    )
+    state = find_state_dict(content, path)
+    classes = len(state.get("scale1.classifier.fc.bias", ()))
+    wanted = args.num_classes or (0 if dataset is None else dataset.num_train_identities)
+    if classes and wanted and classes != wanted:
+        where = "--num-classes says" if args.num_classes else f"{dataset.name} has"
+        raise ValueError(
+            f"checkpoint {path} was trained on {classes} identities, and {where} {wanted}: look whether --dataset and "
+            f"--root name its training set; other data sets are tested with --test-on"
+        )
+    fill(model, state, path, CLASSIFIERS)
+    trained_on = read_settings(content, path).get("dataset")
+    return trained_on if isinstance(trained_on, str) else None
 
 
 def train(
@@ -241,7 +266,7 @@ def train(
     parallel = None
     if processes.together():
         parallel = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
-    optimizer = make_optimizer(model, args.lr, args.weight_decay, args.backbone_rate)
+    optimizer = engine.make_mudeep_optimizer(model, args.lr, args.weight_decay, args.backbone_rate)
     trainer = engine.Trainer(
         model,
         MuDeepLoss(args.margin, 0.1 if args.labelsmooth else 0.0),
@@ -265,8 +290,9 @@ def train(
     batch_size = args.P * args.K // processes.count()
     loader = make_loader(args, images, device, batch_size, sampler=sampler, drop_last=True)
 
+    files_of_a_run = (r"best\.pth", r"last\.pth", r"log\.jsonl", r"opt\.txt", rf"{re.escape(args.name)}_\d+\.pkl")
     if processes.rank() == 0:
-        prepare_folder(folder, args.resume, ("best.pth", "last.pth", "log.jsonl", "opt.txt", f"{args.name}_*.pkl"))
+        prepare_folder(folder, args.resume, files_of_a_run)
     processes.wait()
     log, text = Log(folder, trainer.epoch), OptText(folder / "opt.txt", vars(args), trainer.epoch)
     if trainer.means and log.epoch < trainer.epoch:  # stopped after an epoch, before it was evaluated and logged
@@ -304,8 +330,6 @@ def finish_epoch(
 
 def extract(args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device) -> Features:
     """Test features of the query and gallery images: the mean over image and mirror image, of unit length."""
-    if min(len(dataset.query), len(dataset.gallery)) < processes.count():
-        raise ValueError(f"{dataset.name} has fewer images in query or gallery than there are processes")
     transform = test_transform(args.height, args.width, bicubic=True)
     loaders = [
         make_loader(args, ImageDataset(processes.share(samples), transform), device, args.test_batch)

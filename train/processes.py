@@ -70,6 +70,13 @@ def wait() -> None:
         distributed.barrier()
 
 
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give all processes the first one's buffers: running statistics, which each has gathered on its own images."""
+    if together():
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
+
+
 def gather(rows: Tensor) -> Tensor:
     """The rows of all processes, one process after the other, with gradients back to those they came from.
 

@@ -1,6 +1,7 @@
 """What the training scripts share: flags, devices, folders, loaders, and errors of one line."""
 
 import argparse
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,13 @@ def whole(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def positive(text: str) -> float:
+    """The type of a flag: a number above 0."""
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"should be above 0, got {text}")
+    return float(text)
 
 
 def add_data_flags(parser: argparse.ArgumentParser, height: int, width: int, workers: int) -> None:
@@ -109,18 +117,28 @@ def prepare_folder(folder: Path, resume: str | None, names: Sequence[str]) -> No
     Args:
         folder: of this run.
         resume: the checkpoint to go on from, if any.
-        names: the files of a run, or patterns of their names.
+        names: regular expressions for the names of a run's files.
+
+    Raises:
+        FileExistsError: files have such names, and there is no log.jsonl of a run that may have left them.
     """
+    files = [path for path in folder.iterdir() if path.is_file() and any(re.fullmatch(n, path.name) for n in names)]
     if resume is None:
-        old = sorted(path for name in names for path in folder.glob(name) if path.is_file())
+        old = sorted(files)
+        if old and not (folder / "log.jsonl").is_file():
+            raise FileExistsError(
+                f"the folder {folder} holds {old[0].name}, and no log.jsonl of a run that left it there: it is not "
+                f"overwritten; give another --save-dir"
+            )
         for path in old:
             path.unlink()
         if old:
             print(f"removed from an earlier run: {', '.join(map(str, old))}")
     elif Path(resume).parent.resolve() != folder.resolve():
-        for beside in (path for name in names for path in Path(resume).parent.glob(name)):
-            with written_whole(folder / beside.name) as temporary:
-                shutil.copyfile(beside, temporary)
+        beside = [path for path in Path(resume).parent.iterdir() if any(re.fullmatch(n, path.name) for n in names)]
+        for path in beside:
+            with written_whole(folder / path.name) as temporary:
+                shutil.copyfile(path, temporary)
 
 
 def keep_best(trainer: Trainer, evaluation: Evaluation, folder: Path) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from reidops_models import MuDeepOutput, MuDeepV2, load_checkpoint
 from reidops_models.mudeep import BACKBONES
+from reidops_models.recompute import attend
 from tests.reidops_models.plain_mudeep import plain_mudeep
 
 SMALL = {"backbone": "resnet18", "feature_dim": 32, "leader_dim": 16}
@@ -174,6 +175,30 @@ def test_recomputing_keeps_less():
     assert kept[True] < 0.75 * kept[False]
 
 
+def test_queries_and_keys_are_not_kept_under_autocast_either():
+    kept = {}
+    for recompute in (False, True):
+        model = MuDeepV2(3, recompute=recompute, **SMALL)
+        with torch.autocast("cpu", torch.bfloat16):
+            leader = torch.rand(2, 16, 300, requires_grad=True)
+            weights = model.atten1.weights()
+            seen = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, seen=seen: seen.append(t.shape) or t, lambda t: t):
+                attend(leader, *weights, torch.rand(2, 512, 4, requires_grad=True), recompute=recompute)
+        kept[recompute] = sum(shape == (2, 512, 300) for shape in seen)
+    assert kept[True] == 0 < kept[False]
+
+
+def test_a_parameter_changed_before_backward_is_an_error():
+    for recompute in (False, True):
+        model = random_model(**SMALL, recompute=recompute).float()
+        loss = sum(logits.sum() for logits in model(torch.rand(4, 3, 64, 48)).logits)
+        with torch.no_grad():
+            model.layer1[0].conv2.weight.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
 def test_compiles_in_one_graph():
     model = random_model(**SMALL).float().eval()
     images = torch.rand(2, 3, 64, 48)
@@ -284,3 +309,9 @@ def test_every_backbone_can_be_made(backbone):
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         MuDeepV2(**{"num_classes": 7, **options})
+
+
+@pytest.mark.parametrize("name", ["num_classes", "num_scales", "feature_dim", "leader_dim"])
+def test_sizes_are_whole_numbers(name):
+    with pytest.raises(TypeError, match=f"{name} should be an int, got float 2.0"):
+        MuDeepV2(**{"num_classes": 7, name: 2.0})

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import torchvision
 from torch.nn import functional
 
 from reidops_models import AlignedReID, MuDeepOutput, MuDeepV2
@@ -20,6 +21,7 @@ from train.losses import MuDeepLoss
 SMALL = ["-d", "synthetic", "-a", "resnet18", "--height", "64", "--width", "32", "-j", "0", "--P", "4", "--K", "2",
          "--repeats", "1", "--test-batch", "16", "--use-cpu", "--seed", "3", "--lr", "0.02",
          "--backbone-rate", "1"]  # fmt: skip
+SCHEDULE = ["--max-epoch", 6, "--stepsize", 4, "--eval-step", 2, "--checkpoint-step", 2, "--name", "people"]
 
 
 class Killed(Exception):
@@ -41,7 +43,7 @@ def run_mudeep(small_people):
 def trained(run_mudeep, tmp_path_factory):
     """A run of six epochs with everything written: its folder and its results."""
     folder = tmp_path_factory.mktemp("mudeep")
-    flags = ["--max-epoch", 6, "--eval-step", 2, "--checkpoint-step", 2, "--name", "people", "--pictures"]
+    flags = [*SCHEDULE, "--pictures"]
     return folder, run_mudeep(folder, *flags, "--reranking", "--k1", 8, "--save-features", folder / "features.npz")
 
 
@@ -67,6 +69,7 @@ def test_a_run_writes_everything(trained):
 
     history = read_log(folder)
     assert [line["epoch"] for line in history if "mAP" in line] == [2, 4, 6]
+    assert [line["lr"] for line in history] == pytest.approx([0.02] * 4 + [0.002] * 2)
     assert history[-1]["mAP"] == results["rows"][0]["mAP"]
     assert sum(line["loss"] for line in history[-3:]) < sum(line["loss"] for line in history[:3])
     for line in history:
@@ -98,7 +101,7 @@ def test_tensorboard_has_the_log(trained):
 
 @pytest.mark.parametrize("when", ["after an epoch", "after saving"])
 def test_a_killed_run_resumes_as_if_nothing_had_happened(run_mudeep, trained, tmp_path, monkeypatch, when):
-    flags = ["--max-epoch", 6, "--eval-step", 2, "--checkpoint-step", 2, "--name", "people"]
+    flags = SCHEDULE
     train_epoch, save = engine.Trainer.train_epoch, engine.Trainer.save
 
     def killed(trainer, loader):
@@ -199,7 +202,9 @@ def test_defaults_are_the_published_settings():
         "no_attention": False, "reranking": False,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
-    optimizer = mudeep.make_optimizer(MuDeepV2(3, backbone="resnet18"), args.lr, args.weight_decay, args.backbone_rate)
+    optimizer = engine.make_mudeep_optimizer(
+        MuDeepV2(3, backbone="resnet18"), args.lr, args.weight_decay, args.backbone_rate
+    )
     assert isinstance(optimizer, torch.optim.SGD)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.009, 0.09])
     for group in optimizer.param_groups:
@@ -209,7 +214,7 @@ def test_defaults_are_the_published_settings():
 def test_the_learning_rates_are_the_published_ones():
     model = MuDeepV2(3, backbone="resnet18")
     names = {parameter: name for name, parameter in model.named_parameters()}
-    slow, fast = mudeep.make_optimizer(model, 0.09, 5e-4).param_groups
+    slow, fast = engine.make_mudeep_optimizer(model, 0.09, 5e-4).param_groups
     assert {names[p].split(".")[0].rstrip("123_") for p in slow["params"]} == {
         "conv",
         "layer",
@@ -260,13 +265,17 @@ def no_training(*_):
         (["--evaluate", "{other}"], "the file looks like AlignedReID, and the model is MuDeep_v2"),
         (["--evaluate", "{model}", "--height", "128"], "trained with --height 64, and this run has --height 128"),
         (["--evaluate", "{model}", "--no-attention"], r"with \(no --no-attention\), and this run has --no-attention"),
-            ["--evaluate", "{model}", "--no-attention"],
-            r"trained with \(no --no-attention\), and this run has --no-attention",
-        ),
+        (["--test-on", "dukemtmcreid={people}"], "leads to the images of synthetic .*: give dukemtmcreid=FOLDER"),
+        (["--evaluate", "{model}", "--test-on", "dukemtmcreid"], "it is itself one: give dukemtmcreid="),
+        (["--evaluate", "{model}", "--test-on", "synthetic={people}", "synthetic={people}"], "got synthetic twice"),
         (
-            ["--test-on", "dukemtmcreid"],
-            "dukemtmcreid leads to the images of synthetic",
+            ["--evaluate", "{model}", "--num-classes", "751", "--test-on", "synthetic={people}"],
+            "trained on 8 identities, and --num-classes says 751",
         ),
+        (["--evaluate", "{models}", "--save-features", "f.npz"], "there are 3 checkpoints and 1 data sets"),
+        (["--evaluate", "{model}", "--resume", "{model}"], "give one of them"),
+        (["--name", "a/b"], "--name should be letters"),
+        (["--gpu-devices", "0,1"], "several GPUs work through torchrun"),
         (["--evaluate", "{model}", "--test-on", "imagenet"], "name should be one of .*, got 'imagenet'"),
         (["--reranking", "--k1", "99"], "--k1 99 needs more than 99 images"),
         (["--erasing", "2"], "erasing should be a probability, got 2.0"),
@@ -278,6 +287,7 @@ def test_bad_input_ends_in_one_line(trained, small_people, tmp_path, capsys, mon
     (tmp_path / "empty").mkdir()
     torch.save({"state_dict": AlignedReID(8, "resnet18").state_dict()}, tmp_path / "other.pkl")
     places = {"empty": tmp_path / "empty", "other": tmp_path / "other.pkl", "model": trained[0] / "people_2.pkl"}
+    places |= {"people": small_people, "models": trained[0]}
     argv = [
         *SMALL,
         "--root",
@@ -308,3 +318,56 @@ def test_ablations_train(run_mudeep, tmp_path):
     weights = torch.load(tmp_path / "last.pth", weights_only=True)["state_dict"]
     assert not any(name.startswith(("atten", "gamma", "layer4_2")) for name in weights)
     assert not (tmp_path / "leader.png").exists()
+
+
+def test_flags_reach_what_they_are_for(run_mudeep, tmp_path, monkeypatch):
+    """What a flag changes, looked at when training begins."""
+    seen = {}
+
+    def look(trainer, loader):
+        seen["trainer"], seen["loader"] = trainer, loader
+        raise Killed
+
+    trunk = torchvision.models.resnet18(weights=None)
+    torch.save(trunk.state_dict(), tmp_path / "resnet18.pth")
+    monkeypatch.setattr(engine.Trainer, "train_epoch", look)
+    monkeypatch.setattr(engine, "convolves_in_bfloat16", lambda: True)
+    flags = ["--repeats", 3, "--margin", 0.7, "--labelsmooth", "--stepsize", 5, "--gamma", 0.5, "--no-recompute",
+             "--weights", tmp_path / "resnet18.pth", "--channels-last", "--amp", "bf16", "--erasing", 0.25]  # fmt: skip
+    with pytest.raises(Killed):
+        run_mudeep(tmp_path / "run", *flags)
+    trainer, loader = seen["trainer"], seen["loader"]
+    assert len(loader) == 3 * 8 // 4 and loader.batch_size == 8
+    assert (trainer.criterion.triplet.margin, trainer.criterion.label_smoothing) == (0.7, 0.1)
+    assert (trainer.scheduler.step_size, trainer.scheduler.gamma) == (5, 0.5)
+    assert trainer.model.recompute is False and trainer.amp_dtype is torch.bfloat16
+    assert trainer.memory_format == torch.channels_last
+    assert trainer.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(trainer.model.layer4_3[1].conv2.weight, trunk.layer4[1].conv2.weight, rtol=0, atol=0)
+    assert loader.dataset.transform.transforms[-1].p == 0.25
+
+
+def test_files_of_others_are_left_alone(run_mudeep, tmp_path):
+    """A fresh run clears away an earlier run of its own, and nothing else."""
+    (tmp_path / "people_v1.pkl").write_text("somebody's")
+    (tmp_path / "people_160.pkl").write_text("somebody's")
+    with pytest.raises(FileExistsError, match="holds people_160.pkl, and no log.jsonl"):
+        run_mudeep(tmp_path, "--name", "people", "--max-epoch", 0)
+    (tmp_path / "people_160.pkl").unlink()
+    run_mudeep(tmp_path, "--name", "people", "--max-epoch", 0)
+    assert (tmp_path / "people_v1.pkl").read_text() == "somebody's"
+
+
+def test_a_damaged_checkpoint_does_not_cost_the_others(run_mudeep, trained, tmp_path):
+    shutil.copyfile(trained[0] / "people_2.pkl", tmp_path / "people_2.pkl")
+    (tmp_path / "people_4.pkl").write_bytes((trained[0] / "people_4.pkl").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="people_4.pkl .* is damaged, cut short"):
+        run_mudeep(tmp_path / "out", "--evaluate", tmp_path)
+    rows = json.loads((tmp_path / "out" / "results_test.json").read_text())["rows"]
+    assert [row["epoch"] for row in rows] == [2, 2]
+
+
+def test_a_training_set_of_other_identities_is_refused(run_mudeep, trained, tmp_path):
+    people = write_synthetic(tmp_path, train_identities=5, test_identities=6, cameras=2, height=64, width=32, seed=5)
+    with pytest.raises(ValueError, match="trained on 8 identities, and synthetic has 5: .*--test-on"):
+        run_mudeep(tmp_path / "out", "--evaluate", trained[0] / "people_2.pkl", "--root", people)
