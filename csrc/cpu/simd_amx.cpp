@@ -124,7 +124,7 @@ inline void multiply_block(const unsigned char* const* left, const unsigned char
 
 template <int kPieces>
 void multiply(const unsigned char* left, int64_t row_panels, const unsigned char* right, int64_t column_panels,
-              int64_t depth, float* products, int64_t stride) {
+              int64_t depth, float* products, int64_t stride, bool add) {
   const TileConfiguration configuration;
   _tile_loadconfig(&configuration);
   constexpr int64_t kStepBytes = kPieces * kPieceBytes, kBlockSteps = kPieces == 1 ? 8 : 16;
@@ -146,11 +146,11 @@ void multiply(const unsigned char* left, int64_t row_panels, const unsigned char
           ahead.lines = right + next * panel + k * kStepBytes + turn % half * block * ahead.lines_a_step * 64;
         }
         if (i + 1 < row_panels) {
-          two_columns ? multiply_block<kPieces, 2, 2>(rows, columns, block, k > 0, sums, stride, ahead)
-                      : multiply_block<kPieces, 2, 1>(rows, columns, block, k > 0, sums, stride, ahead);
+          two_columns ? multiply_block<kPieces, 2, 2>(rows, columns, block, add || k > 0, sums, stride, ahead)
+                      : multiply_block<kPieces, 2, 1>(rows, columns, block, add || k > 0, sums, stride, ahead);
         } else {
-          two_columns ? multiply_block<kPieces, 1, 2>(rows, columns, block, k > 0, sums, stride, ahead)
-                      : multiply_block<kPieces, 1, 1>(rows, columns, block, k > 0, sums, stride, ahead);
+          two_columns ? multiply_block<kPieces, 1, 2>(rows, columns, block, add || k > 0, sums, stride, ahead)
+                      : multiply_block<kPieces, 1, 1>(rows, columns, block, add || k > 0, sums, stride, ahead);
         }
       }
     }
@@ -170,6 +170,7 @@ constexpr Engine<float> kEngine = {16,
                                    kPieces == 1,
                                    pack_left<kPieces>,
                                    pack_right<kPieces>,
+                                   pack_left_transposed<kPieces>,
                                    pack_right_transposed<kPieces>,
                                    multiply<kPieces>};
 
