@@ -2,9 +2,7 @@
 // matrix of every image.
 //
 // query, key: (B, C, L), value: (B, C, V). A thread takes kRows channels at a time: their C scores, the softmax and the
-// weighted sum, 2 C (L + V) FLOPs a channel, while keys and values, packed once an image, stream from the cache. Scores
-// lie in tiles of kColumns keys, 1 MB of float32 in all at C = 2048: stores to rows 1 KB apart cost a fifth less of a
-// product than to rows 8 KB apart, each on pages of its own.
+// weighted sum, 2 C (L + V) FLOPs a channel, while keys and values, packed once an image, stream from the cache.
 //
 // MuDeep_v2 attends to a map averaged over the image and its three parts, V = 3 or 4 beside L = 288 or 192. Products so
 // narrow would fill panels with zeros; kernels of the vector unit do them while the weights are at hand.
@@ -19,114 +17,11 @@ namespace {
 
 using namespace attention;
 
+// One thread's buffers.
 template <typename T>
-class Forward {
- public:
-  Forward(const Engine<T>& engine, const Sizes& s)
-      : engine_(engine),
-        s_(s),
-        columns_(ceil_div(s.channels, kColumns)),
-        tile_(whole_vectors<T>(std::min(s.channels, kColumns))),
-        keys_(engine),
-        values_(engine) {
-    keys_.reserve(columns_, kColumns, s.length);
-    if (s.few()) {
-      few_values_.reserve(columns_ * kFewValues * tile_);
-    } else {
-      values_.reserve(columns_, s.width, kColumns);
-    }
-    for (int64_t worker = 0; worker < num_workers(); ++worker) workers_.emplace_back(engine);
-  }
-
-  // query, key: (C, L), value, output: (C, V), statistics: (2, C) of one image
-  void run(const T* query, const T* key, const T* value, T* output, T* statistics) {
-    parallel_tasks(columns_, kPackingWork * kColumns * (s_.length + s_.width), [&](int64_t task, int64_t) {
-      const Block block(task, kColumns, s_.channels);
-      keys_.pack(task, key + block.first * s_.length, s_.length, block.count, s_.length);
-      const T* values = value + block.first * s_.width;
-      if (s_.few()) {
-        turn_few(values, block.count, s_.width, tile_, few_values_.get() + task * kFewValues * tile_);
-      } else {
-        values_.pack_transposed(task, values, s_.width, s_.width, block.count);
-      }
-    });
-    parallel_tasks(ceil_div(s_.channels, kRows), kRows * (s_.image() + s_.values()), [&](int64_t task, int64_t worker) {
-      const Block rows(task, kRows, s_.channels);
-      Worker& w = workers_[worker];
-      T shares[kRows];
-      softmax(query, rows, w, statistics, shares);
-      s_.few() ? sum_few(rows, w, shares, output) : sum(rows, w, shares, output);
-    });
-  }
-
- private:
-  struct Worker {
-    explicit Worker(const Engine<T>& engine) : left(engine) {}
-    LeftBlocks<T> left;
-    Scratch<T> scores, sums;
-  };
-
-  T* tile(const Worker& w, int64_t column) const { return w.scores.get() + column * kRows * tile_; }
-
-  // The rows' exponentials in w.scores, not yet times their shares, 1 / sum.
-  void softmax(const T* query, const Block& rows, Worker& w, T* statistics, T* shares) {
-    w.left.reserve(1, kRows, s_.length);
-    w.left.pack(0, query + rows.first * s_.length, s_.length, rows.count, s_.length);
-    w.scores.reserve(columns_ * kRows * tile_);
-    for (int64_t c = 0; c < columns_; ++c) {
-      const Block columns(c, kColumns, s_.channels);
-      engine_.multiply(w.left[0], w.left.panels(rows.count), keys_[c], keys_.panels(columns.count), s_.length,
-                       tile(w, c), tile_, false);
-    }
-    for (int64_t r = 0; r < rows.count; ++r) {
-      T smallest = std::numeric_limits<T>::infinity(), largest = -std::numeric_limits<T>::infinity(), total = T(0);
-      for (int64_t c = 0; c < columns_; ++c) {
-        kernel_.extrema(tile(w, c) + r * tile_, Block(c, kColumns, s_.channels).count, &smallest, &largest);
-      }
-      for (int64_t c = 0; c < columns_; ++c) {
-        total += kernel_.exponentials(tile(w, c) + r * tile_, Block(c, kColumns, s_.channels).count, largest);
-      }
-      shares[r] = T(1) / total;
-      statistics[rows.first + r] = largest;
-      statistics[s_.channels + rows.first + r] = shares[r];
-    }
-  }
-
-  void sum_few(const Block& rows, const Worker& w, const T* shares, T* output) const {
-    for (int64_t r = 0; r < rows.count; ++r) {
-      for (int64_t v = 0; v < s_.width; ++v) {
-        T total = T(0);
-        for (int64_t c = 0; c < columns_; ++c) {
-          total += kernel_.dot(tile(w, c) + r * tile_, few_values_.get() + (c * kFewValues + v) * tile_,
-                               Block(c, kColumns, s_.channels).count);
-        }
-        output[(rows.first + r) * s_.width + v] = total * shares[r];
-      }
-    }
-  }
-
-  void sum(const Block& rows, Worker& w, const T* shares, T* output) {
-    const int64_t stride = row_stride(whole_vectors<T>(s_.width), kernel_.lanes);
-    w.left.reserve(1, kRows, kColumns);
-    T* sums = w.sums.reserve(kRows * stride);
-    for (int64_t c = 0; c < columns_; ++c) {
-      const Block columns(c, kColumns, s_.channels);
-      w.left.pack(0, tile(w, c), tile_, rows.count, columns.count);
-      engine_.multiply(w.left[0], w.left.panels(rows.count), values_[c], values_.panels(s_.width), columns.count, sums,
-                       stride, c > 0);
-    }
-    for (int64_t r = 0; r < rows.count; ++r) {
-      for (int64_t v = 0; v < s_.width; ++v) output[(rows.first + r) * s_.width + v] = sums[r * stride + v] * shares[r];
-    }
-  }
-
-  const Kernels<T>& kernel_ = kernels<T>();
-  const Engine<T>& engine_;
-  const Sizes s_;
-  const int64_t columns_, tile_;  // blocks of keys, and how far apart a tile's rows are
-  RightBlocks<T> keys_, values_;
-  Scratch<T> few_values_;  // (blocks of keys, kFewValues, tile_)
-  std::vector<Worker> workers_;
+struct Worker : BlockProduct<T> {
+  using BlockProduct<T>::BlockProduct;
+  Scratch<T> scores, sums;
 };
 
 std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tensor& key_in, const Tensor& value_in) {
@@ -136,14 +31,50 @@ std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tenso
   Tensor statistics = new_tensor({s.batch, 2, s.channels}, query.scalar_type());  // maximum, 1 / sum of each row
   return with_floating_type(query, "query", [&](auto zero) {
     using T = decltype(zero);
+    const auto& kernel = kernels<T>();
     const T *q = data<T>(query), *k = data<T>(key), *v = data<T>(value);
-    Forward<T> forward(engine_for_values<T>({{q, s.batch * s.image()},
-                                             {k, s.batch * s.image()},
-                                             {v, s.few() ? 0 : s.batch * s.values()}}),
-                       s);
+    T *out = mutable_data<T>(output), *saved = mutable_data<T>(statistics);
+    const Engine<T>& engine = engine_for_values<T>(
+        {{q, s.batch * s.image()}, {k, s.batch * s.image()}, {v, s.few() ? 0 : s.batch * s.values()}});
+    Right<T> keys(engine), values(engine);
+    Scratch<T> few_values;
+    std::vector<Worker<T>> workers;
+    for (int64_t worker = 0; worker < num_workers(); ++worker) workers.emplace_back(engine);
     for (int64_t b = 0; b < s.batch; ++b) {
-      forward.run(q + b * s.image(), k + b * s.image(), v + b * s.values(), mutable_data<T>(output) + b * s.values(),
-                  mutable_data<T>(statistics) + b * 2 * s.channels);
+      keys.pack_plain(k + b * s.image(), s.channels, s.length);
+      const int64_t stride = keys.stride();
+      if (s.few()) {
+        turn_few(v + b * s.values(), s.channels, s.width, stride, few_values.reserve(kFewValues * stride));
+      } else {
+        values.pack_transposed(v + b * s.values(), s.width, s.channels);
+      }
+      parallel_tasks(
+          ceil_div(s.channels, kRows), kRows * (s.image() + s.values()), [&](int64_t task, int64_t worker) {
+            Worker<T>& w = workers[worker];
+            const int64_t c0 = b * s.channels + task * kRows;
+            const int64_t rows = std::min(kRows, s.channels - task * kRows);
+            T* scores = w.multiply(q + c0 * s.length, rows, s.length, keys, w.scores);
+            T shares[kRows];
+            for (int64_t r = 0; r < rows; ++r) {
+              T* row = scores + r * stride;
+              T smallest = std::numeric_limits<T>::infinity(), largest = -std::numeric_limits<T>::infinity();
+              kernel.extrema(row, s.channels, &smallest, &largest);
+              const T sum = kernel.exponentials(row, s.channels, largest);
+              shares[r] = T(1) / sum;
+              T* row_saved = saved + b * 2 * s.channels + task * kRows + r;
+              row_saved[0] = largest;
+              row_saved[s.channels] = shares[r];
+              for (int64_t l = 0; s.few() && l < s.width; ++l) {
+                out[(c0 + r) * s.width + l] = kernel.dot(row, few_values.get() + l * stride, s.channels) * shares[r];
+              }
+            }
+            if (s.few()) return;
+            const T* sums = w.multiply(scores, rows, stride, values, w.sums);
+            for (int64_t r = 0; r < rows; ++r) {
+              for (int64_t l = 0; l < s.width; ++l)
+                out[(c0 + r) * s.width + l] = sums[r * values.stride() + l] * shares[r];
+            }
+          });
     }
     return std::make_tuple(output, statistics);
   });

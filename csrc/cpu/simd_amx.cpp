@@ -143,27 +143,16 @@ inline void multiply_block(const unsigned char* const* left, const unsigned char
   if constexpr (kRowPanels == 2 && kColumnPanels == 2) _tile_stored(3, below + 16, bytes);
 }
 
-// Steps to take at once: as many as make going out and in again of the sums cheap. Of three pieces a column panel pair of
-// five steps (30 KB) stays in L1 for all rows, which halves the way from L2; but only sums in L2 may come and go so often.
-template <int kPieces>
-int64_t block_steps(int64_t steps, int64_t sums_bytes) {
-  constexpr int64_t kCompact = 1 << 19, kShort = 5;
-  if (kPieces == 1) return 8;
-  if (kPieces == 2 || sums_bytes > kCompact) return 16;
-  const int64_t blocks = (steps + kShort - 1) / kShort;
-  return (steps + blocks - 1) / blocks;
-}
-
 template <int kPieces>
 void multiply(const unsigned char* left, int64_t row_panels, const unsigned char* right, int64_t column_panels,
               int64_t depth, float* products, int64_t stride, bool add) {
   const TileConfiguration configuration;
   _tile_loadconfig(&configuration);
-  constexpr int64_t kStepBytes = kPieces * kPieceBytes;
+  constexpr int64_t kStepBytes = kPieces * kPieceBytes, kBlockSteps = kPieces == 1 ? 8 : 16;
   const int64_t steps = (depth + kStep - 1) / kStep, panel = steps * kStepBytes;
-  const int64_t row_pairs = (row_panels + 1) / 2, whole = block_steps<kPieces>(steps, row_panels * 16 * stride * 4);
-  for (int64_t k = 0; k < steps; k += whole) {
-    const int64_t block = steps - k < whole ? steps - k : whole;
+  const int64_t row_pairs = (row_panels + 1) / 2;
+  for (int64_t k = 0; k < steps; k += kBlockSteps) {
+    const int64_t block = steps - k < kBlockSteps ? steps - k : kBlockSteps;
     for (int64_t j = 0; j < column_panels; j += 2) {
       const unsigned char* columns[2] = {right + j * panel + k * kStepBytes, right + (j + 1) * panel + k * kStepBytes};
       const bool two_columns = j + 1 < column_panels;
