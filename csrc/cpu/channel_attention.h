@@ -11,7 +11,7 @@ namespace attention {
 
 // A tile of scores has kRows queries and kColumns keys: 128 KB of float32, with the packed queries (220 KB at L = 288 in
 // three bfloat16 pieces) and keys (440 KB) less than the second-level cache of a core.
-constexpr int64_t kRows = 128, kColumns = 192;
+constexpr int64_t kRows = 256, kColumns = 256;
 
 struct Sizes {
   int64_t batch, channels, length, width;  // width: of a value, V

@@ -24,6 +24,7 @@ namespace {
 using namespace attention;
 
 constexpr int64_t kFewRows = 4;  // rows of weights that stay in the first-level cache
+constexpr int64_t kPanelRows = kRows + kWidestPanel;  // room for kRows in panels, the last of which may be part empty
 
 // Where the gradients of one image go, and what they are made of.
 template <typename T>
@@ -70,7 +71,7 @@ class Backward {
     queries_turned_.reserve(rows_, s.length, kRows);
     keys_.reserve(columns_, kColumns, s.length);
     keys_turned_.reserve(columns_, s.length, kColumns);
-    query_sums_.reserve(rows_ * kRows * map_);
+    query_sums_.reserve(rows_ * kPanelRows * map_);
     if (!s.few()) {
       grads_.reserve(rows_, kRows, s.width);
       grads_turned_.reserve(rows_, s.width, kRows);
@@ -95,11 +96,11 @@ class Backward {
   struct Worker {
     explicit Worker(const Engine<T>& engine) : left(engine), right(engine) {}
     void reserve(const Sizes& s, int64_t tile) {
-      weights.reserve(kRows * tile);
+      weights.reserve(kPanelRows * tile);
       left.reserve(1, kRows, kColumns);
       right.reserve(1, kColumns, kRows);
       key_sums.reserve((s.length + kWidestPanel) * tile);
-      if (!s.few()) slopes.reserve(kRows * tile);
+      if (!s.few()) slopes.reserve(kPanelRows * tile);
       value_sums.reserve(s.few() ? 3 * kFewValues * tile : (s.width + kWidestPanel) * tile);
     }
     Scratch<T> weights, slopes, key_sums, value_sums;
@@ -199,7 +200,7 @@ class Backward {
     const int64_t c = columns.index;
     w.left.pack(0, slopes, tile_, rows.count, columns.count);
     while (c > 0 && done_[c - 1].load(std::memory_order_acquire) <= rows.index) std::this_thread::yield();
-    T* sums = query_sums_.get() + rows.first * map_;
+    T* sums = query_sums_.get() + rows.index * kPanelRows * map_;
     engine_.multiply(w.left[0], w.left.panels(rows.count), keys_turned_[c], keys_turned_.panels(s_.length),
                      columns.count, sums, map_, c > 0);
     done_[c].store(rows.index + 1, std::memory_order_release);
