@@ -112,3 +112,12 @@ void pack_right_transposed(const float* x, int64_t stride, int64_t count, int64_
     }
   }
 }
+
+template <int kPieces>
+void pack_left_transposed(const float* x, int64_t stride, int64_t count, int64_t depth, unsigned char* panel) {
+  alignas(64) unsigned char step[kPieces * kPieceBytes];
+  for (int64_t k = 0; k < depth; k += kStep, panel += kPieces * kPieceBytes) {
+    pack_right_transposed<kPieces>(x + k * stride, stride, count, depth - k < kStep ? depth - k : kStep, step);
+    for (int p = 0; p < kPieces; ++p) turn_piece(step + p * kPieceBytes, panel + p * kPieceBytes);
+  }
+}

@@ -30,12 +30,13 @@ struct Engine {
   void (*pack_left)(const T* const* rows, int64_t count, int64_t depth, const T* centre, unsigned char* panel);
   void (*pack_right)(const T* const* rows, int64_t count, int64_t depth, const T* centre, unsigned char* panel);
   // The same for rows that are columns of x: row r, step k of the depth is x[k * stride + r].
+  void (*pack_left_transposed)(const T* x, int64_t stride, int64_t count, int64_t depth, unsigned char* panel);
   void (*pack_right_transposed)(const T* x, int64_t stride, int64_t count, int64_t depth, unsigned char* panel);
 
-  // products[(row panels * rows), (column panels * lanes)] = left @ right^T, rows `stride` elements apart. A product
-  // depends on its two rows alone, not on where they stand: equal rows give equal products.
+  // products[(row panels * rows), (column panels * lanes)] = left @ right^T, rows `stride` elements apart, or with `add`
+  // grow by it. A product depends on its two rows alone, not on where they stand: equal rows give equal products.
   void (*multiply)(const unsigned char* left, int64_t row_panels, const unsigned char* right, int64_t column_panels,
-                   int64_t depth, T* products, int64_t stride);
+                   int64_t depth, T* products, int64_t stride, bool add);
 
   int64_t steps(int64_t depth) const { return (depth + depth_step - 1) / depth_step; }
   int64_t left_bytes(int64_t depth) const { return steps(depth) * left_step; }

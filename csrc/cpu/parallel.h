@@ -54,7 +54,7 @@ class Scratch {
     if (count > size_) {
       data_.reset();
       constexpr int64_t kHugePage = int64_t(2) << 20;
-      const int64_t wanted = count * static_cast<int64_t>(sizeof(T)), line = wanted >= 2 * kHugePage ? kHugePage : 64;
+      const int64_t wanted = count * static_cast<int64_t>(sizeof(T)), line = wanted >= kHugePage ? kHugePage : 64;
       const size_t bytes = static_cast<size_t>(std::max<int64_t>(ceil_div(wanted, line), 1) * line);
       T* fresh = static_cast<T*>(std::aligned_alloc(static_cast<size_t>(line), bytes));
       if (fresh == nullptr) throw std::bad_alloc();

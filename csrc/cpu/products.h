@@ -73,25 +73,6 @@ class Right {
     });
   }
 
-  // The same in parts: room for all of the depth, and then some rows of x from `step` on, (count, rows) `stride` apart,
-  // by one thread. step: a multiple of the engine's depth_step.
-  void reserve(int64_t rows, int64_t depth) {
-    depth_ = depth;
-    rows_ = rows;
-    panels_ = ceil_div(rows, lanes_);
-    packed_.reserve(panels_ * engine_.right_bytes(depth));
-  }
-  void pack_steps(const T* x, int64_t stride, int64_t step, int64_t count) {
-    const int64_t whole = ceil_div(kStreams, engine_.depth_step) * engine_.depth_step;
-    for (int64_t k = 0; k < count; k += whole) {
-      for (int64_t p = 0; p < panels_; ++p) {
-        unsigned char* to = packed_.get() + p * engine_.right_bytes(depth_) + engine_.right_bytes(step + k);
-        engine_.pack_right_transposed(x + k * stride + p * lanes_, stride, std::min(lanes_, rows_ - p * lanes_),
-                                      std::min(whole, count - k), to);
-      }
-    }
-  }
-
   int64_t stride() const { return row_stride(panels_ * lanes_, lanes_); }  // of the rows of a product
   int64_t depth() const { return depth_; }
   const unsigned char* get() const { return packed_.get(); }
@@ -100,8 +81,9 @@ class Right {
  private:
   template <typename PackPanel>
   void pack(int64_t rows, int64_t depth, const PackPanel& pack_panel) {
-    reserve(rows, depth);
-    unsigned char* packed = packed_.get();
+    depth_ = depth;
+    panels_ = ceil_div(rows, lanes_);
+    unsigned char* packed = packed_.reserve(panels_ * engine_.right_bytes(depth));
     parallel_ranges(panels_, kPackingWork * depth * lanes_, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
         pack_panel(p * lanes_, std::min(lanes_, rows - p * lanes_), packed + p * engine_.right_bytes(depth));
@@ -109,52 +91,8 @@ class Right {
     });
   }
 
-  static constexpr int64_t kStreams = 16;  // rows read at once, each from its first element to its last
   const Engine<T>& engine_;
   const int64_t lanes_ = kernels<T>().lanes;
-  Scratch<unsigned char> packed_;
-  int64_t panels_ = 0, rows_ = 0, depth_ = 0;
-};
-
-// A left-hand side that many threads multiply with, packed by all of them.
-template <typename T>
-class Left {
- public:
-  explicit Left(const Engine<T>& engine) : engine_(engine) {}
-
-  // x: (depth, rows)
-  void pack_transposed(const T* x, int64_t rows, int64_t depth) {
-    depth_ = depth;
-    panels_ = ceil_div(rows, engine_.rows);
-    unsigned char* packed = packed_.reserve(panels_ * engine_.left_bytes(depth));
-    const int64_t stride = row_stride(depth, kernels<T>().lanes);
-    parallel_ranges(panels_, kPackingWork * depth * engine_.rows, [&](int64_t begin, int64_t end) {
-      Scratch<T> turned;
-      T* rows_of_panel = turned.reserve(engine_.rows * stride);
-      for (int64_t p = begin; p < end; ++p) {
-        const int64_t first = p * engine_.rows, count = std::min(engine_.rows, rows - first);
-        for (int64_t k = 0; k < depth; ++k) {
-          for (int64_t w = 0; w < count; ++w) rows_of_panel[w * stride + k] = x[k * rows + first + w];
-        }
-        pack_left_rows(engine_, rows_of_panel, count, stride, depth, static_cast<const T*>(nullptr),
-                       packed + p * engine_.left_bytes(depth));
-      }
-    });
-  }
-
-  // All rows times rows first .. first + count - 1 of the right-hand side, `first` a multiple of the vector's lanes. The
-  // result has rows row_stride(count in whole vectors) apart.
-  const T* multiply(const Right<T>& right, int64_t first, int64_t count, Scratch<T>& result, int64_t* stride) const {
-    const int64_t lanes = kernels<T>().lanes, panels = ceil_div(count, lanes);
-    *stride = row_stride(panels * lanes, lanes);
-    T* products = result.reserve(panels_ * engine_.rows * *stride);
-    engine_.multiply(packed_.get(), panels_, right.get() + first / lanes * engine_.right_bytes(depth_), panels, depth_,
-                     products, *stride);
-    return products;
-  }
-
- private:
-  const Engine<T>& engine_;
   Scratch<unsigned char> packed_;
   int64_t panels_ = 0, depth_ = 0;
 };
@@ -171,7 +109,7 @@ class BlockProduct {
     unsigned char* packed = packed_.reserve(panels * engine_.left_bytes(depth));
     pack_left_rows(engine_, left, rows, stride, depth, static_cast<const T*>(nullptr), packed);
     T* products = result.reserve(panels * engine_.rows * right.stride());
-    engine_.multiply(packed, panels, right.get(), right.panels(), depth, products, right.stride());
+    engine_.multiply(packed, panels, right.get(), right.panels(), depth, products, right.stride(), false);
     return products;
   }
 

@@ -60,11 +60,22 @@ inline __attribute__((always_inline)) void multiply_pieces() {
   if constexpr (kRowPanels == 2 && kColumnPanels == 2) _tile_dpbf16ps(3, 5, 7);
 }
 
-// What lies ahead of the columns being multiplied, to be fetched into L2: some lines with every step.
+// What lies ahead: of the columns being multiplied, to be fetched into L2, some lines with every step; and the panels that
+// come next, whose first step is to be fetched into L1 with the last of this block.
 struct Ahead {
   const unsigned char* lines;
   int64_t lines_a_step;
+  const unsigned char *left[2], *right[2];
 };
+
+inline __attribute__((always_inline)) void fetch_piece(const unsigned char* const* panels, int64_t offset) {
+  for (int panel = 0; panel < 2; ++panel) {
+#pragma GCC unroll 16
+    for (int64_t line = 0; line < kPieceBytes; line += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(panels[panel] + offset + line), _MM_HINT_T0);
+    }
+  }
+}
 
 // sums[kRowPanels * 16, kColumnPanels * 16] (+)= left @ right^T over `steps` steps; the smaller products come first.
 template <int kPieces, int kRowPanels, int kColumnPanels>
@@ -89,19 +100,29 @@ inline void multiply_block(const unsigned char* const* left, const unsigned char
       _mm_prefetch(reinterpret_cast<const char*>(ahead.lines), _MM_HINT_T1);
     }
     if constexpr (kPieces == 3) {
+      const bool last = step + 1 == steps;
+      const unsigned char* const* next_left = last ? ahead.left : left;
+      const unsigned char* const* next_right = last ? ahead.right : right;
+      const int64_t next = last ? 0 : at + kPieces * kPieceBytes;
       load_left<kRowPanels>(left, at);
       load_right<kColumnPanels>(right, at + 2 * kPieceBytes);
       multiply_pieces<kRowPanels, kColumnPanels>();  // 0 2
+      fetch_piece(next_left, next);
       load_right<kColumnPanels>(right, at + kPieceBytes);
       multiply_pieces<kRowPanels, kColumnPanels>();  // 0 1
+      fetch_piece(next_right, next + 2 * kPieceBytes);
       load_left<kRowPanels>(left, at + kPieceBytes);
       multiply_pieces<kRowPanels, kColumnPanels>();  // 1 1
+      fetch_piece(next_right, next + kPieceBytes);
       load_right<kColumnPanels>(right, at);
       multiply_pieces<kRowPanels, kColumnPanels>();  // 1 0
+      fetch_piece(next_left, next + kPieceBytes);
       load_left<kRowPanels>(left, at + 2 * kPieceBytes);
       multiply_pieces<kRowPanels, kColumnPanels>();  // 2 0
+      fetch_piece(next_right, next);
       load_left<kRowPanels>(left, at);
       multiply_pieces<kRowPanels, kColumnPanels>();  // 0 0
+      fetch_piece(next_left, next + 2 * kPieceBytes);
     } else if constexpr (kPieces == 2) {
       load_left<kRowPanels>(left, at);
       load_right<kColumnPanels>(right, at + kPieceBytes);
@@ -124,7 +145,7 @@ inline void multiply_block(const unsigned char* const* left, const unsigned char
 
 template <int kPieces>
 void multiply(const unsigned char* left, int64_t row_panels, const unsigned char* right, int64_t column_panels,
-              int64_t depth, float* products, int64_t stride) {
+              int64_t depth, float* products, int64_t stride, bool add) {
   const TileConfiguration configuration;
   _tile_loadconfig(&configuration);
   constexpr int64_t kStepBytes = kPieces * kPieceBytes, kBlockSteps = kPieces == 1 ? 8 : 16;
@@ -139,18 +160,22 @@ void multiply(const unsigned char* left, int64_t row_panels, const unsigned char
         const unsigned char* rows[2] = {left + i * panel + k * kStepBytes, left + (i + 1) * panel + k * kStepBytes};
         float* sums = products + i * 16 * stride + j * 16;
         // The row pairs share out the lines of the next two column panels: the first half of them panel j + 2.
-        Ahead ahead{nullptr, 0};
+        Ahead ahead{nullptr, 0, {rows[0] + 2 * panel, rows[1] + 2 * panel}, {columns[0], columns[1]}};
+        if (i + 2 >= row_panels) {
+          ahead.left[0] = left + k * kStepBytes, ahead.left[1] = ahead.left[0] + panel;
+          ahead.right[0] += 2 * panel, ahead.right[1] += 2 * panel;
+        }
         const int64_t turn = i / 2, half = (row_pairs + 1) / 2, next = j + 2 + turn / half;
         if (next < column_panels) {
           ahead.lines_a_step = (kStepBytes / 64 + half - 1) / half;
           ahead.lines = right + next * panel + k * kStepBytes + turn % half * block * ahead.lines_a_step * 64;
         }
         if (i + 1 < row_panels) {
-          two_columns ? multiply_block<kPieces, 2, 2>(rows, columns, block, k > 0, sums, stride, ahead)
-                      : multiply_block<kPieces, 2, 1>(rows, columns, block, k > 0, sums, stride, ahead);
+          two_columns ? multiply_block<kPieces, 2, 2>(rows, columns, block, add || k > 0, sums, stride, ahead)
+                      : multiply_block<kPieces, 2, 1>(rows, columns, block, add || k > 0, sums, stride, ahead);
         } else {
-          two_columns ? multiply_block<kPieces, 1, 2>(rows, columns, block, k > 0, sums, stride, ahead)
-                      : multiply_block<kPieces, 1, 1>(rows, columns, block, k > 0, sums, stride, ahead);
+          two_columns ? multiply_block<kPieces, 1, 2>(rows, columns, block, add || k > 0, sums, stride, ahead)
+                      : multiply_block<kPieces, 1, 1>(rows, columns, block, add || k > 0, sums, stride, ahead);
         }
       }
     }
@@ -170,6 +195,7 @@ constexpr Engine<float> kEngine = {16,
                                    kPieces == 1,
                                    pack_left<kPieces>,
                                    pack_right<kPieces>,
+                                   pack_left_transposed<kPieces>,
                                    pack_right_transposed<kPieces>,
                                    multiply<kPieces>};
 

@@ -37,6 +37,14 @@ void pack_eight(const float* const* rows, int64_t count, int64_t depth, const fl
   }
 }
 
+void pack_eight_transposed(const float* x, int64_t stride, int64_t count, int64_t depth, unsigned char* panel) {
+  alignas(64) unsigned char step[kPieceBytes];
+  for (int64_t k = 0; k < depth; k += kStep, panel += kPieceBytes / 2) {
+    pack_right_transposed<1>(x + k * stride, stride, count, depth - k < kStep ? depth - k : kStep, step);
+    for (int64_t pair = 0; pair < kStep / 2; ++pair) __builtin_memcpy(panel + pair * 32, step + pair * 64, 32);
+  }
+}
+
 template <int kVectors>
 inline __attribute__((always_inline)) void multiply_tile(const int32_t* left, const unsigned char* right,
                                                          int64_t panel_bytes, int64_t pairs, bool add, float* products,
@@ -68,7 +76,7 @@ inline __attribute__((always_inline)) void multiply_tile(const int32_t* left, co
 }
 
 void multiply(const unsigned char* left, int64_t row_panels, const unsigned char* right, int64_t column_panels,
-              int64_t depth, float* products, int64_t stride) {
+              int64_t depth, float* products, int64_t stride, bool add) {
   const int64_t pairs = (depth + kStep - 1) / kStep * (kStep / 2);
   const int64_t right_panel = pairs * 64;
   for (int64_t k = 0; k < pairs; k += kBlockPairs) {
@@ -79,9 +87,9 @@ void multiply(const unsigned char* left, int64_t row_panels, const unsigned char
         const unsigned char* columns = right + j * right_panel + k * 64;
         float* sums = products + i * kRows * stride + j * 16;
         if (j + 3 <= column_panels) {
-          multiply_tile<3>(rows, columns, right_panel, block, k > 0, sums, stride);
+          multiply_tile<3>(rows, columns, right_panel, block, add || k > 0, sums, stride);
         } else {
-          multiply_tile<1>(rows, columns, right_panel, block, k > 0, sums, stride);
+          multiply_tile<1>(rows, columns, right_panel, block, add || k > 0, sums, stride);
         }
       }
     }
@@ -89,8 +97,18 @@ void multiply(const unsigned char* left, int64_t row_panels, const unsigned char
 }
 
 // As in simd_amx.cpp: products below 1.2e-38 count as 0.
-constexpr Engine<float> kEngine = {kRows,      kStep,         kPieceBytes / 2,          kPieceBytes, 128, 1e-25f, true,
-                                   pack_eight, pack_right<1>, pack_right_transposed<1>, multiply};
+constexpr Engine<float> kEngine = {kRows,
+                                   kStep,
+                                   kPieceBytes / 2,
+                                   kPieceBytes,
+                                   128,
+                                   1e-25f,
+                                   true,
+                                   pack_eight,
+                                   pack_right<1>,
+                                   pack_eight_transposed,
+                                   pack_right_transposed<1>,
+                                   multiply};
 
 }  // namespace
 

@@ -63,7 +63,7 @@ void multiply_columns(const T* left, int64_t row_panels, int64_t left_panel, con
 
 template <typename T>
 void multiply(const unsigned char* left_bytes, int64_t row_panels, const unsigned char* right_bytes,
-              int64_t column_panels, int64_t depth, T* products, int64_t stride) {
+              int64_t column_panels, int64_t depth, T* products, int64_t stride, bool add) {
   constexpr int64_t kLanes = Simd<T>::kLanes;
   constexpr int kVectors = REIDOPS_TILE_VECTORS;
   const int64_t left_panel = depth * kRows, right_panel = depth * kLanes;
@@ -73,11 +73,11 @@ void multiply(const unsigned char* left_bytes, int64_t row_panels, const unsigne
     const T* right = reinterpret_cast<const T*>(right_bytes) + k * kLanes;
     int64_t j = 0;
     for (; j + kVectors <= column_panels; j += kVectors) {
-      multiply_columns<T, kVectors>(left, row_panels, left_panel, right + j * right_panel, right_panel, block, k > 0,
+      multiply_columns<T, kVectors>(left, row_panels, left_panel, right + j * right_panel, right_panel, block, add || k > 0,
                                     j + 2 * kVectors > column_panels, products + j * kLanes, stride);
     }
     for (; j < column_panels; ++j) {
-      multiply_columns<T, 1>(left, row_panels, left_panel, right + j * right_panel, right_panel, block, k > 0,
+      multiply_columns<T, 1>(left, row_panels, left_panel, right + j * right_panel, right_panel, block, add || k > 0,
                              j + 2 > column_panels, products + j * kLanes, stride);
     }
   }
@@ -155,12 +155,11 @@ void pack(const T* const* rows, int64_t count, int64_t depth, const T* centre, u
   }
 }
 
-template <typename T>
+template <typename T, int64_t kWidth>
 void pack_transposed(const T* x, int64_t stride, int64_t count, int64_t depth, unsigned char* panel) {
-  constexpr int64_t kLanes = Simd<T>::kLanes;
   T* packed = reinterpret_cast<T*>(panel);
   for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t l = 0; l < kLanes; ++l) packed[k * kLanes + l] = l < count ? x[k * stride + l] : T(0);
+    for (int64_t w = 0; w < kWidth; ++w) packed[k * kWidth + w] = w < count ? x[k * stride + w] : T(0);
   }
 }
 
@@ -175,7 +174,8 @@ const Engine<T>* engine_table() {
                                         true,
                                         pack<T, kRows>,
                                         pack<T, Simd<T>::kLanes>,
-                                        pack_transposed<T>,
+                                        pack_transposed<T, kRows>,
+                                        pack_transposed<T, Simd<T>::kLanes>,
                                         multiply<T>};
   return &kEngine;
 }

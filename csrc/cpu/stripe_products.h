@@ -177,7 +177,7 @@ class StripeProducts {
     const T* norms = panels.norms.get() + first * k_.lanes;
     T* tile = w.tile.reserve(row_panels * engine_.rows * apart);
     engine_.multiply(w.packed.get(), row_panels, panels.packed.get() + first * engine_.right_bytes(d()),
-                     wide / k_.lanes, d(), tile, apart);
+                     wide / k_.lanes, d(), tile, apart, false);
     constexpr int64_t kLook = 128;  // pairs looked at together
     for (int64_t r = 0; r < w.rows; ++r) {
       T* row = tile + r * apart;
