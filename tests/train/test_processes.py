@@ -94,8 +94,8 @@ def test_one_process_alone():
 
 def flags_for(root, folder, *more):
     flags = ["-d", "synthetic", "--root", root, "-a", "resnet18", "--height", "64", "--width", "32", "-j", "0",
-             "--P", "4", "--K", "2", "--repeats", "2", "--eval-step", "1", "--use-cpu", "--threads", "1", "--lr", "0.02",
-             "--save-dir", folder, *more]  # fmt: skip
+             "--P", "4", "--K", "2", "--repeats", "2", "--eval-step", "1", "--use-cpu", "--threads", "1",
+             "--lr", "0.02", "--save-dir", folder, *more]  # fmt: skip
     return [str(flag) for flag in flags]
 
 
