@@ -48,33 +48,31 @@ std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tenso
       } else {
         values.pack_transposed(v + b * s.values(), s.width, s.channels);
       }
-      parallel_tasks(
-          ceil_div(s.channels, kRows), kRows * (s.image() + s.values()), [&](int64_t task, int64_t worker) {
-            Worker<T>& w = workers[worker];
-            const int64_t c0 = b * s.channels + task * kRows;
-            const int64_t rows = std::min(kRows, s.channels - task * kRows);
-            T* scores = w.multiply(q + c0 * s.length, rows, s.length, keys, w.scores);
-            T shares[kRows];
-            for (int64_t r = 0; r < rows; ++r) {
-              T* row = scores + r * stride;
-              T smallest = std::numeric_limits<T>::infinity(), largest = -std::numeric_limits<T>::infinity();
-              kernel.extrema(row, s.channels, &smallest, &largest);
-              const T sum = kernel.exponentials(row, s.channels, largest);
-              shares[r] = T(1) / sum;
-              T* row_saved = saved + b * 2 * s.channels + task * kRows + r;
-              row_saved[0] = largest;
-              row_saved[s.channels] = shares[r];
-              for (int64_t l = 0; s.few() && l < s.width; ++l) {
-                out[(c0 + r) * s.width + l] = kernel.dot(row, few_values.get() + l * stride, s.channels) * shares[r];
-              }
-            }
-            if (s.few()) return;
-            const T* sums = w.multiply(scores, rows, stride, values, w.sums);
-            for (int64_t r = 0; r < rows; ++r) {
-              for (int64_t l = 0; l < s.width; ++l)
-                out[(c0 + r) * s.width + l] = sums[r * values.stride() + l] * shares[r];
-            }
-          });
+      parallel_tasks(ceil_div(s.channels, kRows), kRows * (s.image() + s.values()), [&](int64_t task, int64_t worker) {
+        Worker<T>& w = workers[worker];
+        const int64_t c0 = b * s.channels + task * kRows;
+        const int64_t rows = std::min(kRows, s.channels - task * kRows);
+        T* scores = w.multiply(q + c0 * s.length, rows, s.length, keys, w.scores);
+        T shares[kRows];
+        for (int64_t r = 0; r < rows; ++r) {
+          T* row = scores + r * stride;
+          T smallest = std::numeric_limits<T>::infinity(), largest = -std::numeric_limits<T>::infinity();
+          kernel.extrema(row, s.channels, &smallest, &largest);
+          const T sum = kernel.exponentials(row, s.channels, largest);
+          shares[r] = T(1) / sum;
+          T* row_saved = saved + b * 2 * s.channels + task * kRows + r;
+          row_saved[0] = largest;
+          row_saved[s.channels] = shares[r];
+          for (int64_t l = 0; s.few() && l < s.width; ++l) {
+            out[(c0 + r) * s.width + l] = kernel.dot(row, few_values.get() + l * stride, s.channels) * shares[r];
+          }
+        }
+        if (s.few()) return;
+        const T* sums = w.multiply(scores, rows, stride, values, w.sums);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t l = 0; l < s.width; ++l) out[(c0 + r) * s.width + l] = sums[r * values.stride() + l] * shares[r];
+        }
+      });
     }
     return std::make_tuple(output, statistics);
   });

@@ -9,8 +9,8 @@
 namespace reidops {
 namespace attention {
 
-// A tile of scores has kRows queries and kColumns keys: 128 KB of float32, with the packed queries (220 KB at L = 288 in
-// three bfloat16 pieces) and keys (440 KB) less than the second-level cache of a core.
+// A tile of scores has kRows queries and kColumns keys, 256 KB of float32: whole steps of every engine's depth, and of
+// the blocks of depth that products are added up in, so that a sum taken tile by tile is that of a whole product.
 constexpr int64_t kRows = 256, kColumns = 256;
 
 struct Sizes {

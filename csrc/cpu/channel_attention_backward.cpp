@@ -3,17 +3,21 @@
 //
 // The weights are recomputed from each row's saved maximum and 1 / sum (their logarithm added up would lose the sum's
 // digits beside a large maximum), tile by tile of kRows queries and kColumns keys. While a tile is in the second-level
-// cache, it becomes dS and goes into the sums of all three gradients, so that no C x C matrix ever leaves the cache:
-// 2 C^2 (3 L + 2 V) FLOPs an image; of few values V the products with L alone are products of panels.
+// cache, it becomes dS and goes into the sums of all three gradients, so that there never is a C x C matrix:
+// 2 C^2 (3 L + 2 V) FLOPs an image. Products with few values V the vector unit does on the way.
 //
-// A thread takes a column of tiles from top to bottom: its keys and the sums of dK and dV stay in the cache (1.2 MB at
-// L = 288 in three bfloat16 pieces) while a tile's queries, packed both ways, and sums of dQ pass by, 0.7 MB for 57
-// MFLOP. Sums of dQ must take a row's tiles from left to right, whichever thread has them: a thread waits before a tile
-// until the one to the left is done, which is but one tile's time at the start. Every sum so has its order, and the
-// number of threads changes nothing. With as many images as threads each takes its own image and nobody waits.
+// A thread takes a column of tiles from top to bottom: its packed keys and sums of dK (1.2 MB at L = 288 in three bfloat16
+// pieces) stay near while a tile's packed queries and sums of dQ, as much, pass by for 113 MFLOP. With a tile's own 1 MB
+// that is more than a second-level cache of 2 MB; but tiles that fit (128 x 192) were measured no faster, their sums
+// coming and going more often. What bounds it are the products, at two thirds of what the matrix unit can, and its clock.
+//
+// Sums of dQ must take a row's tiles from left to right, whichever thread has them: a thread waits before a tile until
+// the one to the left is done, which is but one tile's time at the start. Every sum so has its order, and the number of
+// threads changes nothing. With as many images as threads each takes its own image and nobody waits.
 #include <atomic>
 #include <memory>
 #include <thread>
+#include <vector>
 
 #include "channel_attention.h"
 #include "products.h"
@@ -23,7 +27,7 @@ namespace {
 
 using namespace attention;
 
-constexpr int64_t kFewRows = 4;  // rows of weights that stay in the first-level cache
+constexpr int64_t kFewRows = 4;                       // rows of weights that stay in the first-level cache
 constexpr int64_t kPanelRows = kRows + kWidestPanel;  // room for kRows in panels, the last of which may be part empty
 
 // Where the gradients of one image go, and what they are made of.
@@ -62,20 +66,14 @@ class Backward {
         queries_turned_(engine),
         grads_(engine),
         grads_turned_(engine),
-        keys_(engine),
-        keys_turned_(engine),
-        values_(engine),
         delta_(s.channels),
         done_(new std::atomic<int64_t>[columns_]) {
     queries_.reserve(rows_, kRows, s.length);
     queries_turned_.reserve(rows_, s.length, kRows);
-    keys_.reserve(columns_, kColumns, s.length);
-    keys_turned_.reserve(columns_, s.length, kColumns);
     query_sums_.reserve(rows_ * kPanelRows * map_);
     if (!s.few()) {
       grads_.reserve(rows_, kRows, s.width);
       grads_turned_.reserve(rows_, s.width, kRows);
-      values_.reserve(columns_, kColumns, s.width);
     }
     for (int64_t worker = 0; worker < workers; ++worker) workers_.emplace_back(engine).reserve(s, tile_);
   }
@@ -83,8 +81,6 @@ class Backward {
   void run(const Image<T>& image) {
     const int64_t work = kPackingWork * 2 * (s_.length + s_.width);
     parallel_tasks(rows_, work * kRows, [&](int64_t task, int64_t) { pack_rows(image, {task, kRows, s_.channels}); });
-    parallel_tasks(columns_, work * kColumns,
-                   [&](int64_t task, int64_t) { pack_columns(image, {task, kColumns, s_.channels}); });
     for (int64_t c = 0; c < columns_; ++c) done_[c] = 0;
     parallel_tasks(columns_, kColumns * (3 * s_.image() + 2 * s_.values()), [&](int64_t task, int64_t worker) {
       column(image, {task, kColumns, s_.channels}, workers_[worker]);
@@ -94,8 +90,12 @@ class Backward {
  private:
   // A thread's buffers for a tile and the sums of its column.
   struct Worker {
-    explicit Worker(const Engine<T>& engine) : left(engine), right(engine) {}
+    explicit Worker(const Engine<T>& engine)
+        : left(engine), right(engine), keys(engine), keys_turned(engine), values(engine) {}
     void reserve(const Sizes& s, int64_t tile) {
+      keys.reserve(1, kColumns, s.length);
+      keys_turned.reserve(1, s.length, kColumns);
+      if (!s.few()) values.reserve(1, kColumns, s.width);
       weights.reserve(kPanelRows * tile);
       left.reserve(1, kRows, kColumns);
       right.reserve(1, kColumns, kRows);
@@ -105,7 +105,7 @@ class Backward {
     }
     Scratch<T> weights, slopes, key_sums, value_sums;
     LeftBlocks<T> left;
-    RightBlocks<T> right;
+    RightBlocks<T> right, keys, keys_turned, values;
   };
 
   void pack_rows(const Image<T>& image, const Block& rows) {
@@ -121,26 +121,23 @@ class Backward {
     grads_turned_.pack_transposed(rows.index, grad, s_.width, s_.width, rows.count);
   }
 
-  void pack_columns(const Image<T>& image, const Block& columns) {
-    const T* key = image.key + columns.first * s_.length;
-    keys_.pack(columns.index, key, s_.length, columns.count, s_.length);
-    keys_turned_.pack_transposed(columns.index, key, s_.length, s_.length, columns.count);
-    if (s_.few()) return;
-    values_.pack(columns.index, image.value + columns.first * s_.width, s_.width, columns.count, s_.width);
-  }
-
   // A column of tiles. value_sums of few values: sums of dV, those of one tile, and the turned values.
   void column(const Image<T>& image, const Block& columns, Worker& w) {
     const int64_t few_size = kFewValues * tile_;
     T *value_sums = w.value_sums.get(), *few_values = value_sums + 2 * few_size;
+    const T *key = image.key + columns.first * s_.length, *value = image.value + columns.first * s_.width;
+    w.keys.pack(0, key, s_.length, columns.count, s_.length);
+    w.keys_turned.pack_transposed(0, key, s_.length, s_.length, columns.count);
     if (s_.few()) {
       std::fill_n(value_sums, few_size, T(0));
-      turn_few(image.value + columns.first * s_.width, columns.count, s_.width, tile_, few_values);
+      turn_few(value, columns.count, s_.width, tile_, few_values);
+    } else {
+      w.values.pack(0, value, s_.width, columns.count, s_.width);
     }
     for (int64_t r = 0; r < rows_; ++r) {
       const Block rows(r, kRows, s_.channels);
-      engine_.multiply(queries_[r], queries_.panels(rows.count), keys_[columns.index], keys_.panels(columns.count),
-                       s_.length, w.weights.get(), tile_, false);
+      engine_.multiply(queries_[r], queries_.panels(rows.count), w.keys[0], w.keys.panels(columns.count), s_.length,
+                       w.weights.get(), tile_, false);
       const T* slopes;
       if (s_.few()) {
         slopes = few_slopes(image, rows, columns, few_values, value_sums + few_size, w);
@@ -159,8 +156,8 @@ class Backward {
   // A tile of dS, and of P in w.weights.
   const T* whole_slopes(const Image<T>& image, const Block& rows, const Block& columns, Worker& w) {
     T *weights = w.weights.get(), *slopes = w.slopes.get();
-    engine_.multiply(grads_[rows.index], grads_.panels(rows.count), values_[columns.index],
-                     values_.panels(columns.count), s_.width, slopes, tile_, false);
+    engine_.multiply(grads_[rows.index], grads_.panels(rows.count), w.values[0], w.values.panels(columns.count),
+                     s_.width, slopes, tile_, false);
     for (int64_t r = 0; r < rows.count; ++r) {
       const int64_t i = rows.first + r;
       kernel_.exponentials(weights + r * tile_, columns.count, image.largest[i]);
@@ -201,7 +198,7 @@ class Backward {
     w.left.pack(0, slopes, tile_, rows.count, columns.count);
     while (c > 0 && done_[c - 1].load(std::memory_order_acquire) <= rows.index) std::this_thread::yield();
     T* sums = query_sums_.get() + rows.index * kPanelRows * map_;
-    engine_.multiply(w.left[0], w.left.panels(rows.count), keys_turned_[c], keys_turned_.panels(s_.length),
+    engine_.multiply(w.left[0], w.left.panels(rows.count), w.keys_turned[0], w.keys_turned.panels(s_.length),
                      columns.count, sums, map_, c > 0);
     done_[c].store(rows.index + 1, std::memory_order_release);
     for (int64_t r = 0; c + 1 == columns_ && r < rows.count; ++r) {
@@ -214,7 +211,6 @@ class Backward {
   const Sizes s_;
   const int64_t rows_, columns_, tile_, map_;
   LeftBlocks<T> queries_, queries_turned_, grads_, grads_turned_;
-  RightBlocks<T> keys_, keys_turned_, values_;
   Scratch<T> query_sums_;
   std::vector<Worker> workers_;
   std::vector<T> delta_;
@@ -242,9 +238,10 @@ std::tuple<Tensor, Tensor, Tensor> channel_attention_backward(const Tensor& grad
     const int64_t maps = s.batch * s.image(), values = s.batch * s.values();
     const Engine<T>& engine = engine_for_values<T>(
         {{data<T>(query), maps}, {data<T>(key), maps}, {data<T>(value), values}, {data<T>(grad), values}});
-    const bool apart = s.batch >= num_workers();  // an image a thread
+    const bool apart = s.batch >= num_workers();  // an image a thread, within which nothing more is shared out
     std::vector<Backward<T>> backward;
-    for (int64_t i = 0; i < (apart ? num_workers() : 1); ++i) backward.emplace_back(engine, s, apart ? 1 : num_workers());
+    for (int64_t i = 0; i < (apart ? num_workers() : 1); ++i)
+      backward.emplace_back(engine, s, apart ? 1 : num_workers());
     const auto run = [&](int64_t b, int64_t worker) {
       const int64_t map = b * s.image(), vector = b * s.values();
       const T* largest = data<T>(statistics) + b * 2 * s.channels;

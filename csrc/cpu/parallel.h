@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -45,6 +46,17 @@ void parallel_ranges(int64_t count, int64_t work, const Run& run) {
   if (count > 0) torch::stable::parallel_for(0, count, grain, run);
 }
 
+constexpr int64_t kHugePage = int64_t(2) << 20;
+
+// Asks the system for pages of 2 MB where the memory is not yet in use: one fault each instead of 512.
+inline void advise_huge_pages(void* memory, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  const uintptr_t page = static_cast<uintptr_t>(kHugePage), from = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t first = (from + page - 1) / page * page, last = (from + static_cast<uintptr_t>(bytes)) / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 // Uninitialised memory on a cache line boundary that grows and is kept. Much of it lies in pages of 2 MB where the system
 // has them: products read many rows of panels at once, each on pages of its own.
 template <typename T>
@@ -53,14 +65,11 @@ class Scratch {
   T* reserve(int64_t count) {
     if (count > size_) {
       data_.reset();
-      constexpr int64_t kHugePage = int64_t(2) << 20;
       const int64_t wanted = count * static_cast<int64_t>(sizeof(T)), line = wanted >= kHugePage ? kHugePage : 64;
       const size_t bytes = static_cast<size_t>(std::max<int64_t>(ceil_div(wanted, line), 1) * line);
       T* fresh = static_cast<T*>(std::aligned_alloc(static_cast<size_t>(line), bytes));
       if (fresh == nullptr) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-      if (line == kHugePage) madvise(fresh, bytes, MADV_HUGEPAGE);
-#endif
+      if (line == kHugePage) advise_huge_pages(fresh, static_cast<int64_t>(bytes));
       data_.reset(fresh);
       size_ = count;
     }

@@ -8,8 +8,9 @@
 // Of the 8 tile registers 4 hold sums of 32 x 32 products and 2 a side hold pieces. A step of 32 in depth takes 24
 // products (384 cycles) and 16 loads of 1 KB (128 cycles from L1). Blocks of 16 steps: sums go out and in again (8 KB) once
 // for 16 x 384 cycles, the block of 256 rows (768 KB) stays in L2 for all columns, and the next column panels are fetched
-// ahead. In one piece a step takes 64 cycles, and 8 steps of all four panels (32 KB) stay in L1. What keeps it at half its
-// room is the way from L2 to L1, 12 KB a step.
+// ahead. In one piece a step takes 64 cycles, and 8 steps of all four panels (32 KB) stay in L1. What keeps it below
+// its room is the way from L2 to L1, 12 KB a step; of three pieces each step's are fetched a step ahead, worth a tenth.
+// (Shorter blocks, whose column panels stay in L1, gain with zeros only: other operands slow the clock more than that.)
 #if defined(__x86_64__) && __has_include(<amxbf16intrin.h>)
 #include <cstdint>
 

@@ -73,8 +73,8 @@ void multiply(const unsigned char* left_bytes, int64_t row_panels, const unsigne
     const T* right = reinterpret_cast<const T*>(right_bytes) + k * kLanes;
     int64_t j = 0;
     for (; j + kVectors <= column_panels; j += kVectors) {
-      multiply_columns<T, kVectors>(left, row_panels, left_panel, right + j * right_panel, right_panel, block, add || k > 0,
-                                    j + 2 * kVectors > column_panels, products + j * kLanes, stride);
+      multiply_columns<T, kVectors>(left, row_panels, left_panel, right + j * right_panel, right_panel, block,
+                                    add || k > 0, j + 2 * kVectors > column_panels, products + j * kLanes, stride);
     }
     for (; j < column_panels; ++j) {
       multiply_columns<T, 1>(left, row_panels, left_panel, right + j * right_panel, right_panel, block, add || k > 0,
