@@ -73,9 +73,9 @@ def test_the_same_distance_from_either_side_and_between_equal_rows(device):
 def test_gradient_of_close_pairs(noise, squared, device):
     x = random(70, 128).to(device).requires_grad_()
     y = (x.detach() + noise * random(70, 128, seed=1).to(device)).requires_grad_()
-    weight = torch.eye(70, device=device) + 1e-3 * random(70, 70, seed=2).to(device)
-    actual = torch.autograd.grad((weight * reidops.euclidean_distance(x, y, squared=squared)).sum(), (x, y))
-    wide = [values.detach().double().requires_grad_() for values in (x, y)]
+    weight = torch.eye(70) + 1e-3 * random(70, 70, seed=2)
+    actual = torch.autograd.grad((weight.to(device) * reidops.euclidean_distance(x, y, squared=squared)).sum(), (x, y))
+    wide = [values.detach().cpu().double().requires_grad_() for values in (x, y)]
     expected = torch.autograd.grad((weight.double() * reference.euclidean_distance(*wide, squared=squared)).sum(), wide)
     for gradient, wanted in zip(actual, expected, strict=True):
         assert_gradient(gradient, wanted)
@@ -89,9 +89,9 @@ def test_gradient_of_channel_attention_with_large_equal_scores(value_length, sca
     value.requires_grad_()
     output = reidops.channel_attention(query, query.detach(), value)
     (actual,) = torch.autograd.grad(output, value, grad)
-    wide = value.detach().double().requires_grad_()
-    expected = reference.channel_attention(query.detach().double(), query.detach().double(), wide)
-    assert_gradient(actual, torch.autograd.grad(expected, wide, grad.double())[0])
+    wide = value.detach().cpu().double().requires_grad_()
+    expected = reference.channel_attention(query.detach(), query.detach(), wide)
+    assert_gradient(actual, torch.autograd.grad(expected, wide, grad.cpu().double())[0])
 
 
 @pytest.mark.parametrize("protocol", ["market1501", "mudeep", "cuhk03"])
