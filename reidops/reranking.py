@@ -67,7 +67,9 @@ def k_reciprocal(
 
     Returns:
         (M, N) re-ranked distances in the features' dtype (float32 for half precision); with topk
-        Neighbors(distance, index), (M, topk) each, nearest first, equal distances by the lowest gallery row.
+        Neighbors(distance, index), (M, topk) each, nearest first, equal distances by the lowest gallery row: on the CPU
+        the head of the sorted matrix to the last bit. On CUDA the products of queries and gallery are made again in
+        other shapes, where cuBLAS may round the last digits of d otherwise.
 
     Raises:
         TypeError: an argument is no float tensor or array, dtypes differ, or k1, k2 or topk is no integer.

@@ -126,7 +126,9 @@ class Pipeline {
     ranking(keep).finish(0, queries_, out, gallery_);
   }
 
-  // distances and indices: (queries, topk)
+  // distances and indices: (queries, topk). Queries and gallery are multiplied once more, in tiles of other shapes than
+  // those the lists came from, for which cuBLAS may take another kernel: d then differs from dense()'s in its last digits.
+  // The same tiles again would multiply whole tiles of rows for a handful of queries.
   void best(int64_t topk, T* distances, int64_t* indices) {
     const auto re_ranking = ranking([](int64_t, int64_t, int64_t, int64_t, const Tile<T>&) {});
     const int64_t block = std::clamp<int64_t>(kRowBytes / (gallery_ * static_cast<int64_t>(sizeof(T))), 1, queries_);
