@@ -2,6 +2,7 @@
 
     python -m benches.device_time --rows knn,dmli_matrix
 
+Rows that are profiled (kernels.HOT) come first, those of one long call last. A processor has no such kernels.
 Of each kernel the share of one call: launches, milliseconds in all, of the longest launch, and of the last one. `busy`
 is the time in which at least one kernel ran; the kernels' sum above it is what ran beside something else.
 """
@@ -18,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benches import rows, timing
 from benches.cases import BUILDERS
-from benches.kernels import plain_name
+from benches.kernels import HOT, plain_name
 from benches.process import write
 
 
@@ -27,10 +28,12 @@ def device_time(row: rows.Row, size: str, device: torch.device) -> dict[str, Any
     with timing.matmul_precision(row.precision):
         case = BUILDERS[row.op](row.precision, device, *row.sizes[size])
         case.ours(*case.inputs[0])
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        on_gpu = device.type == "cuda"
+        wait = torch.cuda.synchronize if on_gpu else lambda: None
+        wait()
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorded:
             case.ours(*case.inputs[0])
-            torch.cuda.synchronize()
+            wait()
     launches = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     spans = [(event.time_range.start, event.time_range.end) for event in launches]
     result = {"name": row.name, "busy_ms": covered(spans) / 1e3, "kernels": by_kernel(launches)}
@@ -54,11 +57,12 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def by_kernel(launches: Iterable[Any]) -> list[dict[str, Any]]:
-    """One record a kernel, the one that takes most time first."""
+    """One record a kernel, the one that takes most time first; `ours` if it is of reidops."""
     found: dict[str, dict[str, Any]] = {}
     for event in launches:
         ms = (event.time_range.end - event.time_range.start) / 1e3
-        record = found.setdefault(plain_name(event.name), {"launches": 0, "ms": 0.0, "longest_ms": 0.0, "last_ms": 0.0})
+        empty = {"ours": "reidops::" in event.name, "launches": 0, "ms": 0.0, "longest_ms": 0.0, "last_ms": 0.0}
+        record = found.setdefault(plain_name(event.name), empty)
         record["launches"] += 1
         record["ms"] += ms
         record["longest_ms"] = max(record["longest_ms"], ms)
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="file of JSON to write")
     args = parser.parse_args(argv)
     found = []
-    for row in rows.select(args.rows, args.size):
+    for row in sorted(rows.select(args.rows, args.size), key=lambda row: (row.name not in HOT, row.time_limit)):
         try:
             found.append(device_time(row, args.size, args.device))
         except Exception as error:  # the others are still worth having

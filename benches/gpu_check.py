@@ -6,7 +6,8 @@
 
 It needs a Python with torch, setuptools, ninja and pytest, a C++ compiler and nvcc; no network. Each part has a limit
 of time, none stops another, and results.json in the output folder is written again after every step. The exit status
-is 1 if building, testing or sanitizing failed, whatever the figures are.
+is 1 if building, testing or sanitizing failed, whatever the figures are; not where the sanitizer itself died in some
+calls: these are named, and its part is "incomplete".
 """
 
 import argparse
@@ -27,8 +28,10 @@ from typing import Any
 from benches import parts, process, report, rows
 
 # Parts of a stage may run at the same time. Limits are in seconds.
-STAGES = (("build",), ("tests", "memcheck", "racecheck"), ("bench",), ("step",), ("profile",))
-LIMITS = {"build": 150, "tests": 150, "memcheck": 120, "racecheck": 120, "bench": 160, "step": 45, "profile": 60}
+STAGES = (("build",), ("tests", "memcheck", "racecheck"), ("bench",), ("time",), ("step",), ("profile",))
+LIMITS = {
+    "build": 150, "tests": 150, "memcheck": 120, "racecheck": 120, "bench": 160, "time": 35, "step": 45, "profile": 60,
+}  # fmt: skip
 DECISIVE = ("build", "tests", "memcheck", "racecheck")  # for the exit status
 TESTS = ("tests/reidops",)
 
@@ -50,6 +53,7 @@ class Check:
             "ceilings": {},
             "parts": {},
             "rows": [],
+            "times": [],
             "kernels": [],
         }
         self.lock = threading.RLock()
@@ -87,7 +91,7 @@ class Check:
 
     def passed(self) -> bool:
         found = self.results["parts"]
-        return all(found[part]["status"] == "passed" for part in DECISIVE if part in found)
+        return all(found[part]["status"] in ("passed", "incomplete") for part in DECISIVE if part in found)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

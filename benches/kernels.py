@@ -16,8 +16,19 @@ HOT = (
     "batch_hard-64", "dmli-128", "channel_attention-288",
     "channel_attention-averages-288",
 )  # fmt: skip
-SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "Occupancy", "LaunchStats")
-MOST_LAUNCHES = 24  # of a row
+MOST_LAUNCHES = 4  # of a row
+METRICS = (
+    "gpu__time_duration.sum",
+    "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
+    "lts__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "launch__registers_per_thread",
+    "launch__shared_mem_per_block_allocated",
+    "launch__grid_size",
+    "launch__block_size",
+)  # these alone: whole sections took twelve passes over a launch, half a second
 
 COLUMNS = {  # our word, and how the metric's name begins; per cent unless the word says otherwise
     "ns": ("gpu__time_duration",),
@@ -33,19 +44,32 @@ COLUMNS = {  # our word, and how the metric's name begins; per cent unless the w
 
 
 def profile(ncu: str, row: str, check: Check) -> list[dict[str, Any]]:
-    """One record for each of our kernels in a call of the row: its longest launch of the first few."""
-    saved = check.scratch / f"{row}.ncu-rep"
-    wanted = ["--kernel-name-base", "demangled", "--kernel-name", "regex:reidops", "--launch-count", str(MOST_LAUNCHES)]
-    sections = [word for section in SECTIONS for word in ("--section", section)]
+    """The longest of the first launches of our kernel that takes most of the row's time, by its template arguments.
+
+    Which one that is, part `time` has measured; where it has not, the first launches of any kernel of ours.
+    """
+    name = slowest(check.results["times"], row)
+    wanted = ["--kernel-name-base", "demangled", "--kernel-name", f"regex:reidops::.*{name or ''}"]
+    wanted += ["--launch-count", str(MOST_LAUNCHES), "--metrics", ",".join(METRICS)]
     call = python("benches.measure", "--call-only", "--rows", row, "--size", check.args.size)
-    command = [ncu, "--clock-control", "none", *wanted, *sections, "--force-overwrite", "--export", saved, *call]
-    seconds = min(check.left("profile"), 60)
-    outcome = process.run(command, check.log("profile"), seconds)
-    if not saved.exists():
+    page = ["--csv", "--page", "raw", "--print-units", "base"]
+    outcome = process.run(
+        [ncu, "--clock-control", "none", *wanted, *page, *call], check.log("profile"), check.left("profile")
+    )
+    found = records(outcome.output)
+    if not found:
         raise RuntimeError(f"{'timed out' if outcome.code is None else 'no report'}: {outcome.tail(3)}")
-    page = ["--page", "raw", "--csv", "--print-units", "base"]
-    outcome = process.run([ncu, "--import", saved, *page], check.log("profile"), 60)
-    return [{"row": row, **record} for record in longest(records(outcome.output))]
+    return [{"row": row, **record} for record in longest(found)]
+
+
+def slowest(times: list[dict[str, Any]], row: str) -> str | None:
+    """Our kernel that takes most of the row's time, without template arguments; None where that was not measured."""
+    found = [kernel for one in times if one["name"] == row for kernel in one.get("kernels", []) if kernel["ours"]]
+    total: dict[str, float] = {}
+    for kernel in found:
+        name = kernel["kernel"].partition("<")[0]
+        total[name] = total.get(name, 0.0) + kernel["ms"]
+    return max(total, key=total.__getitem__, default=None)
 
 
 def records(page: str) -> list[dict[str, Any]]:

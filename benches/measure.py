@@ -108,10 +108,12 @@ def on_device_alone(case: Case, figures: Figures) -> Figures:
     """Short calls again: what they give to the GPU, and the time there without what Python takes to give it."""
     added: Figures = {}
     if "error" not in figures:
-        added["ours_graph_ms"] = attempt(timing.graph_time, case.ours, case.inputs)
+        added["ours_graph_ms"] = attempt(timing.graph_time, case.ours, case.inputs, figures["ours_ms"])
     for name, peer in case.peers.items():
         if peer.capturable and "ms" in figures["peers"][name]:
-            figures["peers"][name]["graph_ms"] = attempt(timing.graph_time, peer.run, peer.inputs or case.inputs)
+            figures["peers"][name]["graph_ms"] = attempt(
+                timing.graph_time, peer.run, peer.inputs or case.inputs, figures["peers"][name]["ms"] * peer.share
+            )
     if "error" not in figures:  # last, as profiling may slow down what comes after it
         added["launches"] = attempt(timing.launches, case.ours, case.inputs[0])
     return added

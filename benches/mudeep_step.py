@@ -20,6 +20,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch.nn import functional
 
 from benches import process
 from benches.cpu.memory import resident
+from benches.timing import matmul_precision
 from reidops_models import MuDeepV2
 from reidops_models.checkpoints import find_state_dict, read_checkpoint
 from tests.reidops_models.plain_mudeep import plain_mudeep
@@ -111,7 +113,28 @@ def load(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def agreement(release: Path | None, state: dict[str, Tensor], device: torch.device, size: tuple[int, int]) -> dict:
-    """Largest differences of features, logits, loss and gradients, relative to the largest number of each tensor."""
+    """Largest differences of features, logits, loss and gradients, relative to the largest number of each tensor.
+
+    Without TF32, which torch allows convolutions on a GPU: its ten bits are not what is to be compared.
+    """
+    with without_tf32():
+        return differences(release, state, device, size)
+
+
+@contextmanager
+def without_tf32():
+    """Convolutions and products of float32 matrices in float32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with matmul_precision("highest"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def differences(release: Path | None, state: dict[str, Tensor], device: torch.device, size: tuple[int, int]) -> dict:
+    """The same, at torch's settings."""
     classes = len(state["scale1.classifier.fc.bias"])
     found: dict[str, Any] = {}
     torch.manual_seed(1)
@@ -279,7 +302,8 @@ def table(results: dict) -> str:
     """Everything measured, for people."""
     lines = []
     for dtype, figures in results.get("agreement", {}).items():
-        lines.append(f"agreement, {dtype}: " + ", ".join(f"{what} {value:.1e}" for what, value in figures.items()))
+        found = ", ".join(f"{what} {value:.1e}" for what, value in figures.items())
+        lines.append(f"agreement, {dtype}{' without TF32' if dtype == 'float32' else ''}: {found}")
     if "attention" in results:
         found = results["attention"]
         for part in ("attention", "triplet"):

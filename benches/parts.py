@@ -122,6 +122,9 @@ def tests(check: Check) -> Result:
 # ---------------------------------------------------------------------------------------------- compute-sanitizer
 
 
+SANITIZED = ("passed", "incomplete", "timed out", "failed")  # the best first
+
+
 def memcheck(check: Check) -> Result:
     return sanitize(check, "memcheck")
 
@@ -131,7 +134,10 @@ def racecheck(check: Check) -> Result:
 
 
 def sanitize(check: Check, tool: str) -> Result:
-    """Every operator at small sizes under compute-sanitizer, its own kernels only; without a GPU, the calls alone."""
+    """Every operator at small sizes under compute-sanitizer, its own kernels only; without a GPU, the calls alone.
+
+    Where the process dies in a call, another goes on after it.
+    """
     command = python("benches.gpu_sanitize", "--device", check.args.device)
     if check.args.device == "cuda":
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
@@ -150,18 +156,38 @@ def sanitize(check: Check, tool: str) -> Result:
             *command,
         ]
     variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    outcome = process.run(command, check.log(tool), check.left(tool), variables)
-    lines = outcome.output.splitlines()
+    output, checked, not_checked, first = "", 0, [], 0
+    result: Result = {"status": "passed"}
+    while True:
+        outcome = process.run([*command, "--first", str(first)], check.log(tool), check.left(tool), variables)
+        output += outcome.output
+        calls = re.findall(r"^call (\d+): (.+) \(.+ s\)$", outcome.output, re.MULTILINE)
+        ended = re.search(r"^\d+ called, ", outcome.output, re.MULTILINE) is not None
+        died = outcome.code is not None and not ended and bool(calls)
+        checked += len(calls) - (not ended and bool(calls))
+        one = judged(outcome)
+        if died and "Internal Sanitizer Error" in outcome.output:  # the tool's death, not the kernel's
+            one = {"status": "incomplete"}
+        result = max(result, one, key=lambda found: SANITIZED.index(found["status"]))
+        if not died:
+            break
+        not_checked.append(calls[-1][1])
+        first = int(calls[-1][0]) + 1
+    lines = output.splitlines()
     findings = [
         line.removeprefix("========= ")
         for line in lines
-        if re.match(r"=+ (Invalid|Error|Warning|Race|Potential|Misaligned)", line)
+        if re.match(r"=+ (Invalid|Error(?!: process)|Warning|Race|Potential|Misaligned)", line)
     ]
-    result = judged(outcome)
+    if result["status"] == "incomplete":
+        status = "failed" if findings or not checked else "incomplete"
+        result = {"status": status, "why": f"not checked: {'; '.join(not_checked)}"}
     return {
         **result,
         "summary": [line for line in lines if "SUMMARY" in line] + lines[-1:],
         "findings": findings[:20],
+        "checked": checked,
+        "not checked": not_checked,
         "without a kernel": sum(line.startswith("no kernel") for line in lines),
         "failed calls": [line for line in lines if line.startswith("failed: ")][:20],
     }
@@ -197,6 +223,12 @@ class Rows:
         self.read()
         return self.current is not None and time.monotonic() - self.since > self.current.time_limit
 
+    def ended(self, run: Outcome) -> str:
+        """Why the current row has no figures."""
+        if run.code is not None:
+            return f"its process ended, exit status {run.code}: {run.tail(3)}"
+        return "took too long" if self.too_slow() else "no time left"
+
     def finish(self, row: rows.Row, figures: Result) -> None:
         """Adds the limit and the bars' verdicts, and has all results written."""
         results = self.check.results
@@ -220,8 +252,7 @@ def bench(check: Check) -> Result:
         run = process.run(command, check.log("bench"), check.left("bench"), stop=progress.too_slow)
         progress.read()
         if progress.current is not None:
-            ended = "took too long" if run.code is None else f"its process ended, exit status {run.code}"
-            progress.finish(progress.current, {"name": progress.current.name, "error": f"{ended}: {run.tail(3)}"})
+            progress.finish(progress.current, {"name": progress.current.name, "error": progress.ended(run)})
         elif len(progress.waiting) == before:
             break
     missing = list(progress.waiting)
@@ -238,6 +269,25 @@ def bench(check: Check) -> Result:
         "met": sum(row["met"] is True for row in found),
         "rows": len(found),
     }
+
+
+def time_on_gpu(check: Check) -> Result:
+    """Every kernel's time in one call of the rows, as many as there is time for, those that are profiled first."""
+    written = check.scratch / "times.json"
+    names = [row.name for row in check.rows]
+    command = python(
+        "benches.device_time", "--rows", ",".join(names), "--size", check.args.size, "--device", check.args.device,
+        "--output", written,
+    )  # fmt: skip
+    outcome = process.run(command, check.log("time"), check.left("time"))
+    found = json.loads(written.read_text()) if written.exists() else []
+    check.results["times"] = found
+    missing = [f"{one['name']}: {one['error']}" for one in found if "error" in one]
+    missing += [f"{name}: no time left" for name in names if name not in {one["name"] for one in found}]
+    why = {"why": "; ".join(missing) if found else outcome.tail()} if missing else {}
+    wanted = [name for name in names if name in kernels.HOT] or names[:1]
+    measured = {one["name"] for one in found if "error" not in one}
+    return {"status": "passed" if measured.issuperset(wanted) else "failed", **why}
 
 
 def step(check: Check) -> Result:
@@ -259,7 +309,7 @@ def profile(check: Check) -> Result:
         return {"status": "skipped", "why": "there is no ncu" if check.args.device == "cuda" else "there is no GPU"}
     failed, names = {}, [row.name for row in check.rows if check.args.rows or row.name in kernels.HOT]
     for name in names:
-        if check.left("profile") < 10:
+        if check.left("profile") < 5:
             failed[name] = "no time left"
             continue
         try:
@@ -272,5 +322,12 @@ def profile(check: Check) -> Result:
 
 
 PARTS: dict[str, Callable[[Check], Result]] = {
-    part.__name__: part for part in (build, tests, memcheck, racecheck, bench, step, profile)
+    "build": build,
+    "tests": tests,
+    "memcheck": memcheck,
+    "racecheck": racecheck,
+    "bench": bench,
+    "time": time_on_gpu,
+    "step": step,
+    "profile": profile,
 }

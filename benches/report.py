@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benches import process, rows
+from benches import kernels, process, rows
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER / "README.md"
-SHOWN = FOLDER / "results" / "nvidia-h200.json"
+RESULTS = FOLDER / "results"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 MARKS = {True: "met", False: "**missed**", None: ""}
 SIGNS = {True: "", False: " !", None: " ?"}
@@ -71,7 +71,8 @@ def markdown(results: Results | None) -> str:
     for row in rows.ROWS:
         lines.append(cells(row, found.get(row.name, {}), results or {}))
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{origin(results)}\n"
+    parts = [table, origin(results), kernels_table(results or {}), mudeep_step(results or {})]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def cells(row: rows.Row, figures: Results, results: Results) -> list[str]:
@@ -99,12 +100,17 @@ def least(row: rows.Row) -> str:
 
 
 def bound(row: rows.Row, figures: Results, results: Results) -> str:
-    """What the GPU's counters say of the row's slowest kernel."""
-    measured = [kernel for kernel in results.get("kernels", []) if kernel["row"] == row.name]
+    """What the GPU's counters say of our kernel that takes most of the row's time."""
+    name = kernels.slowest(results.get("times", []), row.name) or ""
+    measured = [
+        kernel
+        for kernel in results.get("kernels", [])
+        if kernel["row"] == row.name and kernel["kernel"].startswith(name)
+    ]
     if not measured or not figures:
         return ""
-    slowest = max(measured, key=lambda kernel: kernel["ns"] or 0.0)
-    return f"{slowest['bound']} in `{slowest['kernel']}`"
+    longest = max(measured, key=lambda kernel: kernel["ns"] or 0.0)
+    return f"{longest['bound']} in `{longest['kernel']}`"
 
 
 def verdict(bar: Results) -> str:
@@ -114,6 +120,52 @@ def verdict(bar: Results) -> str:
 def peer(name: str, timing: Results) -> str:
     note = f" ({timing['note']})" if "note" in timing else ""
     return f"{name}{note}: {number(timing['ms']) if 'ms' in timing else timing['error'][:60]}"
+
+
+def kernels_table(results: Results) -> str:
+    """Where the rows' time on the GPU goes, the products' and torch's kernels each taken together."""
+    lines = []
+    for one in results.get("times", []):
+        if "error" in one or not one["kernels"]:
+            continue
+        total: dict[str, float] = {}
+        for kernel in one["kernels"]:
+            name = kernel_name(kernel)
+            total[name] = total.get(name, 0.0) + kernel["ms"]
+        most = sorted(total.items(), key=lambda item: -item[1])[:5]
+        shares = ", ".join(f"{name} {number(ms)}" for name, ms in most if ms >= 0.01 * one["busy_ms"])
+        lines.append(f"| {one['name']} | {number(one['busy_ms'])} of {number(one['span_ms'])} | {shares} |")
+    if not lines:
+        return ""
+    return "\n".join(["| row | busy, ms | kernels, ms in all |", "| --- | --- | --- |", *lines])
+
+
+def kernel_name(kernel: Results) -> str:
+    if kernel["ours"]:
+        return f"`{kernel['kernel'].partition('<')[0]}`"
+    if kernel["kernel"].startswith("Mem"):
+        return "copies and fills"
+    return "products" if re.search(r"gemm|nvjet|splitK", kernel["kernel"]) else "torch"
+
+
+def mudeep_step(results: Results) -> str:
+    """The training step's figures, in a few sentences."""
+    figures = results.get("parts", {}).get("step", {}).get("figures", {})
+    taken = figures.get("step", {})
+    if not taken or any("seconds" not in one for one in taken.values()):
+        return ""
+    theirs, ours = taken["published"], taken["reidops"]
+    attention, triplet = (figures["attention"][part] for part in ("attention", "triplet"))
+    count, _, height, width = figures["images"]
+    agreement = figures["agreement"]
+    return (
+        f"MuDeep_v2's training step, {count} images of {height} x {width}, in {figures['published']} and ours:"
+        f" {theirs['seconds']:.3f} and {ours['seconds']:.3f} s, peak of memory {theirs['peak_bytes'] / 1e9:.1f}"
+        f" and {ours['peak_bytes'] / 1e9:.1f} GB; three scales' attention {1e3 * attention['published']:.1f} and"
+        f" {1e3 * attention['reidops']:.1f} ms, triplet losses {1e3 * triplet['published']:.1f} and"
+        f" {1e3 * triplet['reidops']:.1f} ms. Gradients agree to {agreement['float32']['gradients']:.1g} in float32, to"
+        f" {agreement['float64']['gradients']:.1g} in float64."
+    )
 
 
 def origin(results: Results | None) -> str:
@@ -143,6 +195,7 @@ def merged(old: Results | None, new: Results) -> Results:
         return new
     names = {row["name"] for row in new["rows"]}
     profiled = {kernel["row"] for kernel in new["kernels"]}
+    timed = {one["name"] for one in new.get("times", [])}
     order = [row.name for row in rows.ROWS]
     kept = [row for row in old["rows"] if row["name"] not in names]
     return {
@@ -152,6 +205,7 @@ def merged(old: Results | None, new: Results) -> Results:
         "ceilings": new["ceilings"] or old["ceilings"],
         "parts": {**old["parts"], **new["parts"]},
         "rows": sorted([*kept, *new["rows"]], key=lambda row: order.index(row["name"])),
+        "times": [one for one in old.get("times", []) if one["name"] not in timed] + new.get("times", []),
         "kernels": [kernel for kernel in old["kernels"] if kernel["row"] not in profiled] + new["kernels"],
     }
 
@@ -178,10 +232,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--add", type=Path, nargs="*", default=[], help="results.json of runs of gpu_check")
     args = parser.parse_args(argv)
     add(args.add)
-    write_readme(load(SHOWN))
+    write_readme(newest())
 
 
-def add(paths: Iterable[Path], folder: Path = SHOWN.parent) -> None:
+def newest(folder: Path = RESULTS) -> Results | None:
+    """The results of the GPU that was measured last, which are those the README shows."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("nvidia-*.json"))]
+    return max(found, key=lambda results: results["when"], default=None)
+
+
+def add(paths: Iterable[Path], folder: Path = RESULTS) -> None:
     """Takes results over into the file of their GPU, named after it."""
     for path in paths:
         new = json.loads(path.read_text())

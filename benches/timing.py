@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 LEAST, MOST = 3, 100  # calls of a contestant that are timed
-GRAPH_CALLS = 64  # calls in one CUDA graph
+GRAPH_CALLS, GRAPH_MS = 64, 20  # calls in one CUDA graph: as many as take so long, at most so many
 
 
 class Contestant(NamedTuple):
@@ -80,8 +80,12 @@ def time_call(run: Callable[..., Any], inputs: tuple, device: torch.device) -> f
     return start.elapsed_time(end)
 
 
-def graph_time(run: Callable[..., Any], inputs: list[tuple]) -> float:
-    """Milliseconds of a call on the device alone: calls captured in a CUDA graph, its replays timed."""
+def graph_time(run: Callable[..., Any], inputs: list[tuple], ms: float = 0.0) -> float:
+    """Milliseconds of a call on the device alone: calls captured in a CUDA graph, its replays timed.
+
+    `ms` is what a call takes as far as is known.
+    """
+    calls = calls_in_graph(ms)
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
@@ -90,10 +94,20 @@ def graph_time(run: Callable[..., Any], inputs: list[tuple]) -> float:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for call in range(GRAPH_CALLS):
+        for call in range(calls):
             run(*inputs[call % len(inputs)])
     graph.replay()
-    return float(np.median([time_call(graph.replay, (), torch.device("cuda")) for _ in range(10)])) / GRAPH_CALLS
+    return float(np.median([time_call(graph.replay, (), torch.device("cuda")) for _ in range(10)])) / calls
+
+
+def calls_in_graph(ms: float) -> int:
+    """How many calls of so many milliseconds a graph is made of.
+
+    Example:
+        >>> calls_in_graph(0.01), calls_in_graph(2.0), calls_in_graph(50.0)
+        (64, 10, 1)
+    """
+    return max(1, min(GRAPH_CALLS, round(GRAPH_MS / max(ms, 1e-6))))
 
 
 def launches(run: Callable[..., Any], inputs: tuple) -> list[str]:

@@ -9,7 +9,19 @@ import time
 import pytest
 import torch
 
-from benches import gpu_check, kernels, measure, parts, process, report, rows
+from benches import (
+    device_time,
+    gpu_check,
+    gpu_sanitize,
+    kernels,
+    measure,
+    mudeep_step,
+    parts,
+    process,
+    report,
+    rows,
+    timing,
+)
 
 CPU = torch.device("cpu")
 
@@ -35,7 +47,7 @@ def checked(tmp_path_factory):
     (folder / "test_bad.py").write_text("def test_cpu_too():\n    assert 1 + 1 == 3\n")
     out = folder / "out"
     status = gpu_check.main(
-        ["--device", "cpu", "--size", "small", "--seconds", "0", "--only", "tests,memcheck,bench",
+        ["--device", "cpu", "--size", "small", "--seconds", "0", "--only", "tests,memcheck,bench,time",
          "--rows", "knn,dmli-128", "--tests", str(folder), "--out", str(out)]
     )  # fmt: skip
     return status, json.loads((out / "results.json").read_text())
@@ -50,6 +62,8 @@ def test_a_failing_part_is_told_and_stops_no_other(checked):
     assert results["parts"]["memcheck"]["status"] == "passed"
     assert results["parts"]["bench"]["status"] == "passed"
     assert [row["name"] for row in results["rows"]] == ["knn", "dmli-128"]
+    assert results["parts"]["time"]["status"] == "passed"
+    assert [one["name"] for one in results["times"]] == ["knn", "dmli-128"]
 
 
 def test_what_a_row_holds(checked):
@@ -137,6 +151,56 @@ def test_a_benchmark_that_does_not_start(small_check, monkeypatch):
     assert all(row["error"] == "not started" for row in small_check.results["rows"])
 
 
+def test_a_row_that_the_time_does_not_suffice_for(small_check, monkeypatch):
+    small_check.rows = [row for row in small_check.rows if row.name == "rank_metrics-market"]
+    small_check.ends["bench"] = time.monotonic() + 2
+    monkeypatch.setattr(parts, "python", lambda module, *arguments: [sys.executable, "-c", WORKER, *arguments])
+    parts.bench(small_check)
+    assert [row["error"] for row in small_check.results["rows"]] == ["no time left"]
+
+
+SANITIZED = """
+import sys
+first, deadly, words = int(sys.argv[-1]), {deadly}, {words!r}
+for number in range(first, 4):
+    print(f"call {{number}}: call of {{number}} (0.1 s)", flush=True)
+    if number in deadly:
+        print(words)
+        sys.exit(9)
+print(f"{{4 - first}} called, 0 without a kernel, 0 failed")
+"""
+TOOL_DIED = "========= Internal Sanitizer Error: why\n========= Error: process didn't terminate successfully"
+
+
+@pytest.mark.parametrize(
+    ("deadly", "words", "status", "checked"),
+    [
+        ((), "", "passed", 4),
+        ((1, 3), TOOL_DIED, "incomplete", 2),
+        ((0, 1, 2, 3), TOOL_DIED, "failed", 0),
+        ((2,), f"========= Error: Race reported\n{TOOL_DIED}", "failed", 3),
+        ((2,), "Segmentation fault", "failed", 3),
+    ],
+)
+def test_sanitizing_goes_on_after_a_call_that_died(small_check, monkeypatch, deadly, words, status, checked):
+    program = SANITIZED.format(deadly=deadly, words=words)
+    monkeypatch.setattr(parts, "python", lambda module, *arguments: [sys.executable, "-c", program, *arguments])
+    result = parts.racecheck(small_check)
+    assert (result["status"], result["checked"]) == (status, checked)
+    assert result["not checked"] == [f"call of {number}" for number in deadly]
+    small_check.results["parts"]["racecheck"] = result
+    assert small_check.passed() == (status != "failed")
+
+
+def test_sanitizing_from_a_call_on(capsys):
+    assert gpu_sanitize.main(["--device", "cpu"]) == 0
+    every = capsys.readouterr().out.splitlines()
+    assert gpu_sanitize.main(["--device", "cpu", "--first", str(len(every) - 3)]) == 0
+    some = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" (")[0] for line in some[:-1]] == [line.rpartition(" (")[0] for line in every[-3:-1]]
+    assert some[-1] == "2 called, 0 without a kernel, 0 failed"
+
+
 def test_an_error_in_a_part_is_its_result(small_check, monkeypatch, capsys):
     monkeypatch.setitem(parts.PARTS, "build", lambda check: 1 / 0)
     small_check.run("build")
@@ -202,6 +266,84 @@ def test_counters_of_kernels():
     assert (merge["kernel"], merge["registers"], merge["bound"]) == ("merge<float, (int)8>", 40.0, "latency (l2 12 %)")
 
 
+class Launch:
+    """An event of torch's profiler."""
+
+    def __init__(self, name, begin, end):
+        self.name = name
+        self.time_range = type("Range", (), {"start": begin, "end": end})
+
+
+def kernels_of_knn():
+    names = "void reidops::{}<float>(reidops::Tile<float>)", "sm90_xmma_gemm_f32", "Memset (Device)"
+    launches = [
+        Launch(names[0].format("(anonymous namespace)::near"), 0, 3000),
+        Launch(names[0].format("(anonymous namespace)::near"), 3000, 4000),
+        Launch(names[0].format("pack"), 4000, 4500),
+        Launch(names[1], 2000, 7000),
+        Launch(names[2], 7000, 7001),
+    ]
+    spans = [(launch.time_range.start, launch.time_range.end) for launch in launches]
+    busy = device_time.covered(spans) / 1e3
+    return {"name": "knn", "busy_ms": busy, "span_ms": 8.0, "kernels": device_time.by_kernel(launches)}
+
+
+def test_times_of_kernels():
+    found = kernels_of_knn()
+    assert found["busy_ms"] == 7.001
+    gemm, near, pack, fill = found["kernels"]
+    assert near == {"kernel": "near<float>", "ours": True, "launches": 2, "ms": 4, "longest_ms": 3, "last_ms": 1}
+    assert (gemm["ours"], pack["ms"], fill["launches"]) == (False, 0.5, 1)
+    line = "| knn | 7 of 8 | products 5, `near` 4, `pack` 0.5 |"
+    assert line in report.kernels_table({"times": [{"name": "dmli-128", "error": "lost"}, found]}).splitlines()
+
+
+def test_the_slowest_of_our_kernels_is_profiled():
+    assert kernels.slowest([kernels_of_knn()], "knn") == "near"
+    assert kernels.slowest([kernels_of_knn()], "dmli-128") is None
+    measured = [
+        {"row": "knn", "kernel": f"{name}<float>", "ns": ns, "bound": name} for name, ns in (("near", 1), ("pack", 2))
+    ]
+    (knn,) = rows.select("knn")
+    assert report.bound(knn, {"ours_ms": 1.0}, {"kernels": measured, "times": [kernels_of_knn()]}).startswith("near")
+    assert report.bound(knn, {"ours_ms": 1.0}, {"kernels": measured}).startswith("pack")
+
+
+NCU = """#!/bin/sh
+echo "==PROF== $*"
+echo '"ID","Kernel Name","gpu__time_duration.sum","sm__throughput.avg.pct_of_peak_sustained_elapsed"'
+echo '"","","ns","%"'
+echo '"0","void reidops::near<float>(reidops::Tile<float>)","2,000","60"'
+"""
+
+
+def test_profile_of_a_row(small_check):
+    small_check.results["times"] = [kernels_of_knn()]
+    program = small_check.scratch / "ncu"
+    program.write_text(NCU)
+    program.chmod(0o755)
+    (found,) = kernels.profile(str(program), "knn", small_check)
+    assert (found["row"], found["kernel"], found["bound"]) == ("knn", "near<float>", "sm 60 %")
+    asked = small_check.log("profile").read_text()
+    assert "regex:reidops::.*near " in asked and "--call-only --rows knn --size small" in asked
+    program.write_text("#!/bin/sh\necho no kernels were profiled\n")
+    with pytest.raises(RuntimeError, match="no kernels were profiled"):
+        kernels.profile(str(program), "knn", small_check)
+
+
+def test_graphs_of_slow_calls_are_short():
+    assert [timing.calls_in_graph(ms) for ms in (0.0, 0.01, 2.0, 50.0)] == [64, 64, 10, 1]
+
+
+def test_the_step_is_compared_without_tf32():
+    before = torch.backends.cudnn.allow_tf32
+    with mudeep_step.without_tf32():
+        assert not torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32 == before
+    text = mudeep_step.table({"agreement": {"float32": {"loss": 1e-7}, "float64": {"loss": 1e-16}}})
+    assert text.splitlines() == ["agreement, float32 without TF32: loss 1.0e-07", "agreement, float64: loss 1.0e-16"]
+
+
 # ---------------------------------------------------------------------------------------------- results that are kept
 
 
@@ -210,7 +352,7 @@ def kept(name, commit, ms, when="2026-01-01"):
     return {
         "when": when, "commit": commit, "device": "cuda", "size": "full", "ceilings": {"copy_tb_s": 4.0}, "parts": {},
         "machine": {"GPUs": ["NVIDIA H200, capability 9.0, 140 GiB"]}, "kernels": [],
-        "rows": [{"name": name, "ours_ms": ms, "bars": [], "peers": {}}],
+        "rows": [{"name": name, "ours_ms": ms, "bars": [], "peers": {}}], "times": [{"name": name, "busy_ms": ms}],
     }  # fmt: skip
 
 
@@ -222,7 +364,8 @@ def test_newer_rows_take_the_place_of_older_ones(tmp_path):
     together = json.loads((tmp_path / "nvidia-h200.json").read_text())
     found = [(row["name"], row["commit"], row["ours_ms"]) for row in together["rows"]]
     assert found == [("knn", "c", 2.0), ("dmli-128", "b", 1.0)]
-    assert "commit b, c" in report.markdown(together)
+    assert "commit b, c" in report.markdown({**together, "times": []})
+    assert sorted((one["name"], one["busy_ms"]) for one in together["times"]) == [("dmli-128", 1.0), ("knn", 2.0)]
 
 
 def test_only_full_sizes_of_a_gpu_are_kept(tmp_path):
@@ -232,9 +375,16 @@ def test_only_full_sizes_of_a_gpu_are_kept(tmp_path):
         report.add([path], tmp_path)
 
 
+def test_the_newest_results_are_shown(tmp_path):
+    assert report.newest(tmp_path) is None
+    for name, when in (("nvidia-a", "2026-02-01"), ("nvidia-b", "2026-01-01"), ("intel", "2026-03-01")):
+        (tmp_path / f"{name}.json").write_text(json.dumps(kept("knn", name, 1.0, when)))
+    assert report.newest(tmp_path)["commit"] == "nvidia-a"
+
+
 def test_the_readme_shows_the_kept_results():
     shown = report.README.read_text().split(report.BEGIN)[1].split(report.END)[0].strip()
-    assert shown == report.markdown(report.load(report.SHOWN)).strip(), "run: python -m benches.report"
+    assert shown == report.markdown(report.newest()).strip(), "run: python -m benches.report"
 
 
 def test_commit_of_a_copy_without_history(monkeypatch):
