@@ -39,6 +39,7 @@ from train.script import (
     read_dataset,
     report_epoch,
     require_evaluable,
+    run_epochs,
     settle_processor,
     whole,
 )
@@ -204,18 +205,7 @@ def train(
 
     prepare_folder(folder, args.resume, (r"best\.pth", r"last\.pth", r"log\.jsonl"))
     log = Log(folder, trainer.epoch)
-    if trainer.means and log.epoch < trainer.epoch:  # stopped after an epoch, before it was evaluated and logged
-        finish_epoch(args, dataset, trainer, log, device)
-    while trainer.epoch < args.max_epoch:
-        engine.seed_everything(args.seed, trainer.epoch + 1)
-        sampler.set_epoch(trainer.epoch)
-        trainer.train_epoch(loader)
-        trainer.save(folder / "last.pth")
-        finish_epoch(args, dataset, trainer, log, device)
-    log.close()
-    seconds = sum(line["seconds"] for line in log.history)
-    best = {"best_rank1": trainer.best_rank1, "best_epoch": trainer.best_epoch}
-    return log.history, {"epochs": trainer.epoch, "seconds": seconds, **best}
+    return run_epochs(args, trainer, loader, log, lambda: finish_epoch(args, dataset, trainer, log, device))
 
 
 def finish_epoch(

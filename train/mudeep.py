@@ -51,6 +51,7 @@ from train.script import (
     read_dataset,
     report_epoch,
     require_evaluable,
+    run_epochs,
     settle_processor,
     whole,
 )
@@ -295,18 +296,7 @@ def train(
         prepare_folder(folder, args.resume, files_of_a_run)
     processes.wait()
     log, text = Log(folder, trainer.epoch), OptText(folder / "opt.txt", vars(args), trainer.epoch)
-    if trainer.means and log.epoch < trainer.epoch:  # stopped after an epoch, before it was evaluated and logged
-        finish_epoch(args, dataset, trainer, log, text)
-    while trainer.epoch < args.max_epoch:
-        engine.seed_everything(args.seed, trainer.epoch + 1)
-        sampler.set_epoch(trainer.epoch)
-        trainer.train_epoch(loader)
-        trainer.save(folder / "last.pth")
-        finish_epoch(args, dataset, trainer, log, text)
-    log.close()
-    seconds = sum(line["seconds"] for line in log.history)
-    best = {"best_rank1": trainer.best_rank1, "best_epoch": trainer.best_epoch}
-    return log.history, {"epochs": trainer.epoch, "seconds": seconds, **best}
+    return run_epochs(args, trainer, loader, log, lambda: finish_epoch(args, dataset, trainer, log, text))
 
 
 def finish_epoch(
