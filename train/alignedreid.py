@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
     model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     print(f"AlignedReID, {args.arch}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {device}")
 
-    history, training = [], None
+    history, training, features = [], None, None
     if args.evaluate:
         content = read_checkpoint(args.resume)
         settings = settings_of(args, dataset)
@@ -142,9 +142,10 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
         skip = ("classifier.",)  # its identities need not be this data set's
         fill(model, find_state_dict(content, args.resume), args.resume, skip)
     else:
-        history, training = train(args, dataset, model, device, gpus)
+        history, training, features = train(args, dataset, model, device, gpus)
 
-    features = extract(args, dataset, model, device)
+    if features is None:
+        features = extract(args, dataset, model, device)
     if args.save_features:
         save_features(features, args.save_features)
     features = features.normalized()
@@ -176,11 +177,11 @@ def settings_of(args: argparse.Namespace, dataset: ReIDDataset) -> Settings:
 
 def train(
     args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device, gpus: Sequence[int]
-) -> tuple[list[dict], dict]:
+) -> tuple[list[dict], dict, Features | None]:
     """Train a model, from the start or from --resume; last.pth and best.pth are written on the way.
 
     Returns:
-        The lines of log.jsonl, and {"epochs", "seconds", "best_rank1", "best_epoch"}.
+        What `run_epochs` returns.
     """
     folder = Path(args.save_dir)
     optimizer = engine.make_optimizer(args.optim, model, args.lr, args.weight_decay)
@@ -210,18 +211,19 @@ def train(
 
 def finish_epoch(
     args: argparse.Namespace, dataset: ReIDDataset, trainer: engine.Trainer, log: Log, device: torch.device
-) -> None:
-    """After an epoch: evaluate if it is due, keep the best model, write the log."""
-    folder, entry = Path(args.save_dir), dict(trainer.means)
+) -> Features | None:
+    """After an epoch: evaluate if it is due, keep the best model, write the log; returns the features evaluated."""
+    folder, entry, features = Path(args.save_dir), dict(trainer.means), None
     due = args.eval_step > 0 and trainer.epoch % args.eval_step == 0 and trainer.epoch > args.start_eval
     if due or trainer.epoch == args.max_epoch:
         distance = chosen_distances(args.test_distance, args.unaligned)[:1]
-        features = extract(args, dataset, trainer.model, device).normalized()
-        evaluation = evaluate(features, distance, reranking=False)[0]
+        features = extract(args, dataset, trainer.model, device)
+        evaluation = evaluate(features.normalized(), distance, reranking=False)[0]
         entry |= {"rank1": evaluation.rank(1), "mAP": evaluation.mean_ap}
         keep_best(trainer, evaluation, folder)
     log.add({"epoch": trainer.epoch, **entry})
     report_epoch(log.history[-1], trainer.criterion.names, args.max_epoch)
+    return features
 
 
 def extract(args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device) -> Features:
