@@ -39,6 +39,7 @@ from train.script import (
     read_dataset,
     report_epoch,
     require_evaluable,
+    run_epochs,
     settle_processor,
     whole,
 )
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
     model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     print(f"AlignedReID, {args.arch}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {device}")
 
-    history, training = [], None
+    history, training, features = [], None, None
     if args.evaluate:
         content = read_checkpoint(args.resume)
         settings = settings_of(args, dataset)
@@ -141,9 +142,10 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
         skip = ("classifier.",)  # its identities need not be this data set's
         fill(model, find_state_dict(content, args.resume), args.resume, skip)
     else:
-        history, training = train(args, dataset, model, device, gpus)
+        history, training, features = train(args, dataset, model, device, gpus)
 
-    features = extract(args, dataset, model, device)
+    if features is None:
+        features = extract(args, dataset, model, device)
     if args.save_features:
         save_features(features, args.save_features)
     features = features.normalized()
@@ -175,11 +177,11 @@ def settings_of(args: argparse.Namespace, dataset: ReIDDataset) -> Settings:
 
 def train(
     args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device, gpus: Sequence[int]
-) -> tuple[list[dict], dict]:
+) -> tuple[list[dict], dict, Features | None]:
     """Train a model, from the start or from --resume; last.pth and best.pth are written on the way.
 
     Returns:
-        The lines of log.jsonl, and {"epochs", "seconds", "best_rank1", "best_epoch"}.
+        What `run_epochs` returns.
     """
     folder = Path(args.save_dir)
     optimizer = engine.make_optimizer(args.optim, model, args.lr, args.weight_decay)
@@ -204,34 +206,24 @@ def train(
 
     prepare_folder(folder, args.resume, (r"best\.pth", r"last\.pth", r"log\.jsonl"))
     log = Log(folder, trainer.epoch)
-    if trainer.means and log.epoch < trainer.epoch:  # stopped after an epoch, before it was evaluated and logged
-        finish_epoch(args, dataset, trainer, log, device)
-    while trainer.epoch < args.max_epoch:
-        engine.seed_everything(args.seed, trainer.epoch + 1)
-        sampler.set_epoch(trainer.epoch)
-        trainer.train_epoch(loader)
-        trainer.save(folder / "last.pth")
-        finish_epoch(args, dataset, trainer, log, device)
-    log.close()
-    seconds = sum(line["seconds"] for line in log.history)
-    best = {"best_rank1": trainer.best_rank1, "best_epoch": trainer.best_epoch}
-    return log.history, {"epochs": trainer.epoch, "seconds": seconds, **best}
+    return run_epochs(args, trainer, loader, log, lambda: finish_epoch(args, dataset, trainer, log, device))
 
 
 def finish_epoch(
     args: argparse.Namespace, dataset: ReIDDataset, trainer: engine.Trainer, log: Log, device: torch.device
-) -> None:
-    """After an epoch: evaluate if it is due, keep the best model, write the log."""
-    folder, entry = Path(args.save_dir), dict(trainer.means)
+) -> Features | None:
+    """After an epoch: evaluate if it is due, keep the best model, write the log; returns the features evaluated."""
+    folder, entry, features = Path(args.save_dir), dict(trainer.means), None
     due = args.eval_step > 0 and trainer.epoch % args.eval_step == 0 and trainer.epoch > args.start_eval
     if due or trainer.epoch == args.max_epoch:
         distance = chosen_distances(args.test_distance, args.unaligned)[:1]
-        features = extract(args, dataset, trainer.model, device).normalized()
-        evaluation = evaluate(features, distance, reranking=False)[0]
+        features = extract(args, dataset, trainer.model, device)
+        evaluation = evaluate(features.normalized(), distance, reranking=False)[0]
         entry |= {"rank1": evaluation.rank(1), "mAP": evaluation.mean_ap}
         keep_best(trainer, evaluation, folder)
     log.add({"epoch": trainer.epoch, **entry})
     report_epoch(log.history[-1], trainer.criterion.names, args.max_epoch)
+    return features
 
 
 def extract(args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device) -> Features:

@@ -51,6 +51,7 @@ from train.script import (
     read_dataset,
     report_epoch,
     require_evaluable,
+    run_epochs,
     settle_processor,
     whole,
 )
@@ -144,7 +145,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
     model.to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"MuDeep_v2, {args.arch}, {args.num_scales} scales: {parameters:.1f} M parameters on {device}")
-    history, training = ([], None) if args.evaluate else train(args, dataset, model, device)
+    history, training, tested = ([], None, None) if args.evaluate else train(args, dataset, model, device)
 
     results = {
         "dataset": args.dataset if dataset is None else dataset.name,
@@ -157,7 +158,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
     for checkpoint, epoch in checkpoints:
         trained_on = dataset.name if checkpoint is None else load(args, model, checkpoint, dataset)
         for test in tests:
-            features = extract(args, test, model, device)
+            features = tested if test is dataset and tested is not None else extract(args, test, model, device)
             if processes.rank() > 0:
                 continue
             print(f"\n{test.name}, " + (f"after epoch {epoch}" if checkpoint is None else str(checkpoint)))
@@ -256,11 +257,11 @@ def load(args: argparse.Namespace, model: MuDeepV2, path: Path, dataset: ReIDDat
 
 def train(
     args: argparse.Namespace, dataset: ReIDDataset, model: MuDeepV2, device: torch.device
-) -> tuple[list[dict], dict]:
+) -> tuple[list[dict], dict, Features | None]:
     """Train a model, from the start or from --resume; checkpoints, log and opt.txt are written on the way.
 
     Returns:
-        The lines of log.jsonl, and {"epochs", "seconds", "best_rank1", "best_epoch"}.
+        What `run_epochs` returns.
     """
     folder = Path(args.save_dir)
     parallel = None
@@ -295,25 +296,14 @@ def train(
         prepare_folder(folder, args.resume, files_of_a_run)
     processes.wait()
     log, text = Log(folder, trainer.epoch), OptText(folder / "opt.txt", vars(args), trainer.epoch)
-    if trainer.means and log.epoch < trainer.epoch:  # stopped after an epoch, before it was evaluated and logged
-        finish_epoch(args, dataset, trainer, log, text)
-    while trainer.epoch < args.max_epoch:
-        engine.seed_everything(args.seed, trainer.epoch + 1)
-        sampler.set_epoch(trainer.epoch)
-        trainer.train_epoch(loader)
-        trainer.save(folder / "last.pth")
-        finish_epoch(args, dataset, trainer, log, text)
-    log.close()
-    seconds = sum(line["seconds"] for line in log.history)
-    best = {"best_rank1": trainer.best_rank1, "best_epoch": trainer.best_epoch}
-    return log.history, {"epochs": trainer.epoch, "seconds": seconds, **best}
+    return run_epochs(args, trainer, loader, log, lambda: finish_epoch(args, dataset, trainer, log, text))
 
 
 def finish_epoch(
     args: argparse.Namespace, dataset: ReIDDataset, trainer: engine.Trainer, log: Log, text: OptText
-) -> None:
-    """After an epoch: test the model if it is due, write checkpoint, log and opt.txt."""
-    folder, entry = Path(args.save_dir), dict(trainer.means)
+) -> Features | None:
+    """After an epoch: test the model if it is due, write checkpoint, log and opt.txt; returns the features tested."""
+    folder, entry, features = Path(args.save_dir), dict(trainer.means), None
     if (args.eval_step > 0 and trainer.epoch % args.eval_step == 0) or trainer.epoch == args.max_epoch:
         features = extract(args, dataset, trainer.model, trainer.device)
         if processes.rank() == 0:
@@ -326,6 +316,7 @@ def finish_epoch(
     log.add({"epoch": trainer.epoch, **entry})
     report_epoch(log.history[-1], trainer.criterion.names, args.max_epoch)
     processes.wait()
+    return features
 
 
 def extract(args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device) -> Features:

@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader
 
 from train.data import ImageDataset, ReIDDataset, Sample, dataset_names, load_dataset
 from train.data.paths import prepare_output
-from train.engine import Trainer, write_checkpoint
+from train.engine import Trainer, seed_everything, write_checkpoint
 from train.evaluate import Evaluation
+from train.features import Features
 from train.files import written_whole
+from train.log import Log
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -139,6 +141,39 @@ def prepare_folder(folder: Path, resume: str | None, names: Sequence[str]) -> No
         for path in beside:
             with written_whole(folder / path.name) as temporary:
                 shutil.copyfile(path, temporary)
+
+
+def run_epochs(
+    args: argparse.Namespace,
+    trainer: Trainer,
+    loader: DataLoader,
+    log: Log,
+    finish_epoch: Callable[[], Features | None],
+) -> tuple[list[dict], dict, Features | None]:
+    """Train up to --max-epoch, every epoch from a seed of its own, and write last.pth after each.
+
+    Args:
+        trainer, log: as they are after the last epoch of the run so far.
+        loader: batches from a sampler with `set_epoch`.
+        finish_epoch: tests and logs the epoch that the trainer has come to, and returns the features of the test.
+
+    Returns:
+        The lines of log.jsonl, {"epochs", "seconds", "best_rank1", "best_epoch"}, and the features of the model as it
+        is now, or None if it has not been tested.
+    """
+    features = None
+    if trainer.means and log.epoch < trainer.epoch:  # stopped after an epoch, before it was evaluated and logged
+        features = finish_epoch()
+    while trainer.epoch < args.max_epoch:
+        seed_everything(args.seed, trainer.epoch + 1)
+        loader.sampler.set_epoch(trainer.epoch)
+        trainer.train_epoch(loader)
+        trainer.save(Path(args.save_dir) / "last.pth")
+        features = finish_epoch()
+    log.close()
+    seconds = sum(line["seconds"] for line in log.history)
+    best = {"best_rank1": trainer.best_rank1, "best_epoch": trainer.best_epoch}
+    return log.history, {"epochs": trainer.epoch, "seconds": seconds, **best}, features
 
 
 def keep_best(trainer: Trainer, evaluation: Evaluation, folder: Path) -> None:

@@ -1,11 +1,42 @@
-"""What several tests ask of results and pictures."""
+"""What several tests do to runs, and ask of results and pictures."""
+
+import json
+from contextlib import contextmanager
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from train import engine
 from train.evaluate import TABLE
 
 KEYS = {"distance", "reranking", "protocol", "rank1", "rank5", "rank10", "mAP", "mINP"}
+
+
+class Killed(Exception):
+    """Stands for the plug being pulled."""
+
+
+@contextmanager
+def killed(method, epoch):
+    """A block whose run is killed when the trainer's method ("train_epoch" or "save") has done an epoch."""
+    work = getattr(engine.Trainer, method)
+
+    def work_and_die(trainer, argument):
+        done = work(trainer, argument)
+        if trainer.epoch == epoch:
+            raise Killed
+        return done
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(engine.Trainer, method, work_and_die)
+        yield
+
+
+def read_log(folder):
+    """The lines of log.jsonl, without how long they took."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name not in ("seconds", "images_per_second")} for line in lines]
 
 
 def assert_table(rows):

@@ -1,4 +1,4 @@
-"""A small data set to train on, drawn once."""
+"""A small data set to train on, drawn once, and the scripts on it."""
 
 import pytest
 
@@ -7,6 +7,16 @@ from train.data import write_synthetic
 
 SMALL = ["-d", "synthetic", "-a", "resnet18", "--height", "64", "--width", "32", "-j", "0", "--train-batch", "8",
          "--num-instances", "2", "--test-batch", "16", "--use-cpu", "--seed", "3"]  # fmt: skip
+
+
+def runner(script, small, root):
+    """Runs a script on the data set at `root` with the flags `small` and those given, and returns its results."""
+
+    def run(folder, *flags):
+        argv = [*small, "--root", str(root), "--save-dir", str(folder), *map(str, flags)]
+        return script.run(script.make_parser().parse_args(argv))
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -20,13 +30,8 @@ def small_people(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_small(small_people):
-    """Runs train.alignedreid on that data set with the flags given, and returns its results."""
-
-    def run(folder, *flags):
-        argv = [*SMALL, "--root", str(small_people), "--save-dir", str(folder), *map(str, flags)]
-        return alignedreid.run(alignedreid.make_parser().parse_args(argv))
-
-    return run
+    """Runs train.alignedreid on that data set."""
+    return runner(alignedreid, SMALL, small_people)
 
 
 @pytest.fixture(scope="session")

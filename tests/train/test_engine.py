@@ -11,46 +11,23 @@ from torch.nn import functional
 
 from reidops.losses import AlignedTripletLoss
 from reidops_models import AlignedReID, AlignedReIDOutput
+from tests.train.checks import killed, read_log
 from train import engine
 from train.files import write_json, written_whole
 from train.losses import ReIDLoss
 
 
-class Killed(Exception):
-    """Stands for the plug being pulled."""
-
-
-def read_log(folder):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in ("seconds", "images_per_second")} for line in lines]
-
-
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_killed_run_resumes_as_if_nothing_had_happened(run_small, tmp_path, monkeypatch, workers):
+def test_a_killed_run_resumes_as_if_nothing_had_happened(run_small, tmp_path, workers):
     flags = ["--max-epoch", 4, "--stepsize", 3, "--eval-step", 2, "-j", workers]
     run_small(tmp_path / "straight", *flags)
 
-    train_epoch, save = engine.Trainer.train_epoch, engine.Trainer.save
-
-    def killed_in_the_third(trainer, loader):
-        means = train_epoch(trainer, loader)
-        if trainer.epoch == 3:
-            raise Killed
-        return means
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(engine.Trainer, "train_epoch", killed_in_the_third)
+    with killed("train_epoch", 3):
         run_small(tmp_path / "killed", *flags)
     assert [line["epoch"] for line in read_log(tmp_path / "killed")] == [1, 2]
 
-    def killed_after_saving(trainer, path):  # the checkpoint has the epoch then, the log has not
-        save(trainer, path)
-        if trainer.epoch == 4:
-            raise Killed
-
     last = tmp_path / "killed" / "last.pth"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(engine.Trainer, "save", killed_after_saving)
+    with killed("save", 4):  # the checkpoint has the epoch then, the log has not
         run_small(tmp_path / "killed", *flags, "--resume", last)
     assert [line["epoch"] for line in read_log(tmp_path / "killed")] == [1, 2, 3]
     results = run_small(tmp_path / "killed", *flags, "--resume", last)
@@ -132,10 +109,9 @@ def test_step_decay(name):
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
 
 
-@pytest.mark.skipif(
-    not engine.convolves_in_bfloat16(), reason="this torch's bfloat16 convolutions are wrong on this processor"
-)
 def test_mixed_precision_trains_close_to_float32(run_small, tmp_path):
+    if not engine.convolves_in_bfloat16():  # asked here: it starts torch's threads, before a run has settled them
+        pytest.skip("this torch's bfloat16 convolutions are wrong on this processor")
     plain = run_small(tmp_path / "float32", "--max-epoch", 1)
     mixed = run_small(tmp_path / "mixed", "--max-epoch", 1, "--amp", "bf16", "--channels-last")
     losses = [read_log(tmp_path / name)[0]["loss"] for name in ("float32", "mixed")]

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from reidops_models import AlignedReID, MuDeepOutput, MuDeepV2
 from tests.reidops.test_losses import trip_hard
-from tests.train.checks import KEYS, assert_picture
+from tests.train.checks import KEYS, Killed, assert_picture, killed, read_log
+from tests.train.conftest import runner
 from train import engine, mudeep
 from train.data import load_dataset, write_synthetic
 from train.features import load_features
@@ -24,19 +25,10 @@ SMALL = ["-d", "synthetic", "-a", "resnet18", "--height", "64", "--width", "32",
 SCHEDULE = ["--max-epoch", 6, "--stepsize", 4, "--eval-step", 2, "--checkpoint-step", 2, "--name", "people"]
 
 
-class Killed(Exception):
-    """Stands for the plug being pulled."""
-
-
 @pytest.fixture(scope="module")
 def run_mudeep(small_people):
-    """Runs train.mudeep on a few people with the flags given, and returns its results."""
-
-    def run(folder, *flags):
-        argv = [*SMALL, "--root", str(small_people), "--save-dir", str(folder), *map(str, flags)]
-        return mudeep.run(mudeep.make_parser().parse_args(argv))
-
-    return run
+    """Runs train.mudeep on a few people."""
+    return runner(mudeep, SMALL, small_people)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +37,6 @@ def trained(run_mudeep, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mudeep")
     flags = [*SCHEDULE, "--pictures"]
     return folder, run_mudeep(folder, *flags, "--reranking", "--k1", 8, "--save-features", folder / "features.npz")
-
-
-def read_log(folder):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in ("seconds", "images_per_second")} for line in lines]
 
 
 def scores(rows):
@@ -99,29 +86,11 @@ def test_tensorboard_has_the_log(trained):
     assert len(events.Scalars("triplet")) == 6
 
 
-@pytest.mark.parametrize("when", ["after an epoch", "after saving"])
-def test_a_killed_run_resumes_as_if_nothing_had_happened(run_mudeep, trained, tmp_path, monkeypatch, when):
-    flags = SCHEDULE
-    train_epoch, save = engine.Trainer.train_epoch, engine.Trainer.save
-
-    def killed(trainer, loader):
-        means = train_epoch(trainer, loader)
-        if trainer.epoch == 4:
-            raise Killed
-        return means
-
-    def killed_after_saving(trainer, path):
-        save(trainer, path)
-        if trainer.epoch == 4:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        if when == "after an epoch":
-            patch.setattr(engine.Trainer, "train_epoch", killed)
-        else:
-            patch.setattr(engine.Trainer, "save", killed_after_saving)
-        run_mudeep(tmp_path, *flags)
-    results = run_mudeep(tmp_path, *flags, "--resume", tmp_path / "last.pth")
+@pytest.mark.parametrize("method", ["train_epoch", "save"])
+def test_a_killed_run_resumes_as_if_nothing_had_happened(run_mudeep, trained, tmp_path, method):
+    with killed(method, 4):
+        run_mudeep(tmp_path, *SCHEDULE)
+    results = run_mudeep(tmp_path, *SCHEDULE, "--resume", tmp_path / "last.pth")
 
     assert read_log(tmp_path) == read_log(trained[0])
     accuracy = [(folder / "opt.txt").read_text().split("Accuracy")[1] for folder in (tmp_path, trained[0])]
