@@ -26,9 +26,11 @@ def channel_attention(query: Tensor, key: Tensor, value: Tensor, *, validate: bo
         validate: look for NaN and infinity; None looks on the CPU only, to spare CUDA the wait.
 
     Returns:
-        (B, C, V) in query's dtype. Half precision is computed in float32 on the CPU; on CUDA by the tensor cores, which
-        take the softmax and its gradient rounded to that precision and sum in float32. Under autocast the result is
-        float32, but for half-precision CUDA tensors: these stay what they are, as in torch.bmm.
+        (B, C, V) in query's dtype. On the CPU half precision is computed in float32. On CUDA its products run on the
+        tensor cores and are summed in float32, the scores stay float32, and their gradient is rounded to query's dtype,
+        as is the softmax where V > 16; float32 products follow torch.set_float32_matmul_precision, as torch.bmm's do.
+        Under autocast the result is float32, but for half-precision CUDA tensors: these stay what they are, as in
+        torch.bmm.
 
     Raises:
         TypeError: an argument is no float tensor, or their dtypes differ.

@@ -1,7 +1,14 @@
-// channel_attention: softmax(query @ key^T) @ value over channels, the leader attention of MuDeep_v2, without the C x C
-// matrix. Half types run on the tensor cores, the others on plain arithmetic; the header tells the passes.
-#include "channel_attention.h"
-#include "mma.cuh"
+// channel_attention: softmax(query @ key^T) @ value over channels, the leader attention of MuDeep_v2, with the C x C
+// scores of a few images, or of some rows of one, at a time.
+//
+// cuBLAS makes the products, at the tensor cores' full speed, and the kernels between them go over the scores once, while
+// these still lie in the L2 cache. With N = B C^2 L and values as long as queries forward is 4 N FLOPs, and backward 10 N,
+// scores made again included. MuDeep_v2 attends to averages, values of 3 or 4 numbers: their products happen in the
+// kernels, forward is 2 N, and backward 6 N. 72 x 2,048 x 288 has N = 87 GFLOP: 0.9 ms in bfloat16 at 770 TFLOP/s, and
+// 42 MB of scores and slopes an image go through the L2 cache, two passes forward and five backward, 6.6 GB: 1.2 ms at
+// 5.5 TB/s.
+#include "channel_attention_kernels.cuh"
+#include "gemm.h"
 
 namespace reidops {
 namespace {
@@ -23,17 +30,8 @@ auto with_types(const Tensor& t, Run run) {
   return run(BFloat16(), float());
 }
 
-// Whether it was kGradKey and has left grad_value as well.
-template <typename T, typename A>
-bool run_pass(Pass pass, const PassArguments<T, A>& arguments, const Tensor& like) {
-  if constexpr (!std::is_same_v<T, A>) {
-    if (launch_on_tensor_cores(pass, arguments, like)) {
-      return pass == Pass::kGradKey && arguments.width <= kFewTensorValues;
-    }
-  }
-  launch_plain(pass, arguments, like);
-  return pass == Pass::kGradKey && arguments.width <= kFewValues;
-}
+template <typename A>
+constexpr ScalarType kSumType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
 
 Tensor dense(const Tensor& t) { return torch::stable::contiguous(t); }
 
@@ -52,43 +50,135 @@ void check_sizes(const Tensor& query, const Tensor& key, const Tensor& value) {
                   "query and value should have fewer channels or be shorter");
 }
 
-constexpr int kPadThreads = 256;
+// How numbers of a value are padded in the kernels that take few of them; 0: a matrix product takes them.
+int padded_width(int width) { return width > kFewValues ? 0 : width > kSomeValues ? kFewValues : kSomeValues; }
 
-// rows: (count, width) -> padded: (count, padded_width), with zeros behind.
-template <typename T>
-__global__ void __launch_bounds__(kPadThreads)
-    channel_attention_pad_kernel(const T* __restrict__ rows, int64_t count, int width, int padded_width,
-                                 T* __restrict__ padded) {
-  const int64_t step = gridDim.x * int64_t(kPadThreads);
-  for (int64_t e = blockIdx.x * int64_t(kPadThreads) + threadIdx.x; e < count * padded_width; e += step) {
-    const int64_t row = e / padded_width, column = e % padded_width;
-    padded[e] = column < width ? rows[row * width + column] : T(0.0f);
+// Calls run(std::integral_constant<int, few>()) for a number that padded_width gives.
+template <typename Run>
+void with_few(int few, Run run) {
+  if (few == kSomeValues) {
+    run(std::integral_constant<int, kSomeValues>());
+  } else if (few == kFewValues) {
+    run(std::integral_constant<int, kFewValues>());
+  } else {
+    run(std::integral_constant<int, 0>());
   }
 }
 
-// Dense (batch, channels, width) numbers as the passes read them. The tensor cores' kernels copy rows 16 bytes at a time
-// while they compute, and few numbers are cheaply filled up to that: 2 MB for 32 x 2048 rows.
-template <typename T>
-Tensor dense_values(const Tensor& values_in, const Tensor& query) {
-  const Tensor values = dense(values_in);
-  const int64_t rows = values.size(0) * values.size(1), width = values.size(2);
-  if (sizeof(T) != 2 || width > kFewTensorValues || width % 8 == 0 || query.size(2) > kTensorLength) return values;
-  const int64_t padded_width = ceil_div(width, 8) * 8;
-  Tensor padded = new_tensor({values.size(0), values.size(1), padded_width}, values.scalar_type(), values);
-  const int64_t blocks = std::min(ceil_div(rows * padded_width, kPadThreads), kMaxBlocks);
-  launch("channel_attention", channel_attention_pad_kernel<T>, dim3(blocks), kPadThreads, 0, 0, current_stream(values),
-         data<T>(values), rows, static_cast<int>(width), static_cast<int>(padded_width), mutable_data<T>(padded));
-  return padded;
+// The work in parts whose scores take half of kScratchBytes: some images, or some rows of one.
+class Parts {
+ public:
+  Parts(int64_t batch, int channels, int64_t score_bytes) : batch_(batch), channels_(channels) {
+    constexpr int64_t kMostImages = 65535;  // of a grid's dimension
+    pitch_ = ceil_div(channels, kPitchColumns) * kPitchColumns;
+    const int64_t rows = kScratchBytes / 2 / (pitch_ * score_bytes);
+    rows_ = static_cast<int>(rows >= channels ? channels : std::max<int64_t>(rows / kSlopeRows, 1) * kSlopeRows);
+    rows_ = std::min(rows_, channels);
+    images_ = static_cast<int>(std::clamp<int64_t>(rows / channels, 1, std::min(batch, kMostImages)));
+  }
+
+  int64_t pitch() const { return pitch_; }
+  int images() const { return images_; }
+  int64_t scores() const { return images_ * rows_ * pitch_; }  // elements of a part
+  int groups() const { return static_cast<int>(ceil_div(rows_, kSlopeRows)); }
+  bool whole_images() const { return rows_ == channels_; }
+
+  template <typename Visit>
+  void for_each(const Visit& visit) const {
+    for (int64_t image = 0; image < batch_; image += images_) {
+      for (int row = 0; row < channels_; row += rows_) {
+        visit(Part{image, static_cast<int>(std::min<int64_t>(images_, batch_ - image)), row,
+                   std::min(rows_, channels_ - row), channels_, pitch_});
+      }
+    }
+  }
+
+ private:
+  int64_t batch_, pitch_;
+  int channels_, rows_, images_;
+};
+
+// Rows of (batch, channels, width) tensors as the products take them: from the part's first image on, all of them or the
+// part's own.
+Matrices all_rows(const Tensor& t, const Part& part, bool turned) {
+  const int64_t width = t.size(2), size = part.channels * width;
+  const int64_t bytes = t.scalar_type() == ScalarType::Double ? 8 : t.scalar_type() == ScalarType::Float ? 4 : 2;
+  const auto* values = static_cast<const unsigned char*>(t.const_data_ptr()) + part.image * size * bytes;
+  return {values, t.scalar_type(), width, size, turned};
+}
+Matrices part_rows(const Tensor& t, const Part& part) {
+  Matrices rows = all_rows(t, part, false);
+  const int64_t bytes = t.scalar_type() == ScalarType::Double ? 8 : t.scalar_type() == ScalarType::Float ? 4 : 2;
+  rows.values = static_cast<const unsigned char*>(rows.values) + part.row * rows.pitch * bytes;
+  return rows;
+}
+// (images, rows, pitch) of the part, whatever they are.
+Matrices part_scores(const Tensor& t, const Part& part, bool turned) {
+  return {t.const_data_ptr(), t.scalar_type(), part.pitch, part.rows * part.pitch, turned};
 }
 
-template <typename A>
-constexpr ScalarType kSumType = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
+void make_scores(const Tensor& query, const Tensor& key, const Part& part, const Tensor& scores) {
+  multiply_batch(part_rows(query, part), all_rows(key, part, true), part.rows, part.channels, query.size(2),
+                 part.images, false, part_scores(scores, part, false));
+}
+
+int64_t finish_blocks(int64_t count) { return std::min(ceil_div(count, kFinishThreads), kMaxBlocks); }
+
+// ----------------------------------------------------------------------------------------------------------- forward
+
+// value: (batch, channels, width) -> (batch, few, pitch).
+template <typename T, typename A>
+Tensor turned_values(const Tensor& value, int few, int64_t pitch) {
+  const int64_t batch = value.size(0), count = batch * few * pitch;
+  Tensor turned = new_tensor({batch, few, pitch}, kSumType<A>, value);
+  launch("channel_attention", turn_values_kernel<T, A>, dim3(std::min(ceil_div(count, kTurnThreads), kMaxBlocks)),
+         kTurnThreads, 0, 0, current_stream(value), data<T>(value), batch, static_cast<int>(value.size(1)),
+         static_cast<int>(value.size(2)), few, pitch, mutable_data<A>(turned));
+  return turned;
+}
+
+template <typename T, typename A>
+void attend(const Tensor& query, const Tensor& key, const Tensor& value, const Statistics<T, A>& statistics,
+            Tensor& output) {
+  const int channels = statistics.channels, width = statistics.width, few = padded_width(width);
+  const Parts parts(query.size(0), channels, sizeof(A));
+  const Tensor scores = new_tensor({parts.scores()}, kSumType<A>, query);
+  const auto stream = current_stream(query);
+  if (few > 0) {
+    const Tensor turned = turned_values<T, A>(value, few, parts.pitch());
+    parts.for_each([&](const Part& part) {
+      make_scores(query, key, part, scores);
+      with_few(few, [&](auto number) {
+        constexpr int kFew = decltype(number)::value;
+        if constexpr (kFew > 0) {
+          const int64_t rows = kAttendThreads / kWarp * kAttendRows<kFew>;
+          launch("channel_attention", attend_kernel<T, A, kFew>, dim3(ceil_div(part.rows, rows), part.images),
+                 kAttendThreads, 0, 0, stream, data<A>(scores), part, data<A>(turned) + part.image * kFew * part.pitch,
+                 statistics, mutable_data<T>(output));
+        }
+      });
+    });
+    return;
+  }
+  constexpr bool kInPlace = std::is_same_v<T, A>;
+  const Tensor weights = kInPlace ? scores : new_tensor({parts.scores()}, query.scalar_type(), query);
+  const Tensor sums = new_tensor({parts.scores() / parts.pitch(), width}, kSumType<A>, query);
+  parts.for_each([&](const Part& part) {
+    make_scores(query, key, part, scores);
+    launch("channel_attention", weigh_kernel<T, A>, dim3(ceil_div(part.rows, kWeighThreads / kWarp), part.images),
+           kWeighThreads, 0, 0, stream, data<A>(scores), part, statistics, static_cast<T*>(weights.mutable_data_ptr()));
+    const Matrices to{sums.const_data_ptr(), sums.scalar_type(), width, int64_t(part.rows) * width, false};
+    multiply_batch(part_scores(weights, part, false), all_rows(value, part, false), part.rows, width, channels,
+                   part.images, false, to);
+    launch("channel_attention", attended_kernel<T, A>, dim3(finish_blocks(int64_t(part.images) * part.rows * width)),
+           kFinishThreads, 0, 0, stream, data<A>(sums), part, statistics, mutable_data<T>(output));
+  });
+}
 
 std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tensor& key_in, const Tensor& value_in) {
   check_sizes(query_in, key_in, value_in);
   const int64_t batch = query_in.size(0);
-  const int channels = static_cast<int>(query_in.size(1)), length = static_cast<int>(query_in.size(2)),
-            width = static_cast<int>(value_in.size(2));
+  const int channels = static_cast<int>(query_in.size(1)), width = static_cast<int>(value_in.size(2));
   const DeviceGuard guard(query_in.get_device_index());
   Tensor output = new_tensor({batch, channels, width}, query_in.scalar_type(), query_in);
   return with_types(query_in, [&](auto zero, auto zero_sum) {
@@ -96,70 +186,126 @@ std::tuple<Tensor, Tensor> channel_attention(const Tensor& query_in, const Tenso
     using A = decltype(zero_sum);
     const int64_t rows = Statistics<T, A>{nullptr, channels, width}.rows();
     Tensor statistics = new_tensor({batch, rows, channels}, kSumType<A>, query_in);
-    if (batch == 0) return std::make_tuple(output, statistics);
-    const Tensor query = dense(query_in), key = dense(key_in), value = dense_values<T>(value_in, query_in);
-    PassArguments<T, A> arguments{};
-    arguments.own = {data<T>(query), nullptr};
-    arguments.other = {data<T>(key), data<T>(value)};
-    arguments.out = mutable_data<T>(output);
-    arguments.statistics = {mutable_data<A>(statistics), channels, width};
-    arguments.batch = batch;
-    arguments.channels = channels;
-    arguments.length = length;
-    arguments.width = static_cast<int>(value.size(2));
-    run_pass(Pass::kOutput, arguments, query);
+    if (batch > 0) {
+      attend<T, A>(dense(query_in), dense(key_in), dense(value_in), {mutable_data<A>(statistics), channels, width},
+                   output);
+    }
     return std::make_tuple(output, statistics);
   });
 }
 
 // ---------------------------------------------------------------------------------------------------------- backward
 
-constexpr int kDeltaThreads = 256;
-
-// grad, output, value: (batch, channels, width), delta: (batch, channels), largest: (batch, 2), zero before, or none:
-// the largest share |grad| of a query and |value| of a key, as the bits of a float, which are in the order of the
-// numbers. A warp a row, or kFewValues lanes. Each tensor is read once: 37.7 MB for 32 x 2048 x 288 in a half type, so
-// 113 to 151 MB with the rest of the output, 24 to 32 us at an H200's 4.8 TB/s.
-template <int kLanes, typename T, typename A>
-__global__ void __launch_bounds__(kDeltaThreads)
-    channel_attention_delta_kernel(const T* __restrict__ grad, const T* __restrict__ output,
-                                   const T* __restrict__ value, Statistics<T, A> statistics, int64_t batch,
-                                   A* __restrict__ delta, unsigned* largest) {
-  constexpr int kRows = kDeltaThreads / kLanes;
-  const int lane = threadIdx.x % kLanes, channels = statistics.channels, width = statistics.width;
-  const int64_t rows = batch * channels;
-  const auto sum_lanes = [](A value) {
-    for (int step = kLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
-    return value;
-  };
-  for (int64_t block_row = blockIdx.x * int64_t(kRows); block_row < rows; block_row += gridDim.x * int64_t(kRows)) {
-    const int64_t own_row = block_row + threadIdx.x / kLanes, row = own_row < rows ? own_row : rows - 1;
-    const int64_t first = row * width, image = row / channels;
-    const int query = static_cast<int>(row % channels);
-    A sum = A(0), grad_squares = A(0), value_squares = A(0);
-#pragma unroll 4
-    for (int l = lane; l < width; l += kLanes) {
-      const A g = static_cast<A>(grad[first + l]);
-      A o = static_cast<A>(output[first + l]);
-      if constexpr (Statistics<T, A>::kHasRest) o += static_cast<A>(statistics.rest(image, query)[l]);
-      sum += g * o;
-      if (largest != nullptr) {
-        const A v = static_cast<A>(value[first + l]);
-        grad_squares += g * g;
-        value_squares += v * v;
-      }
-    }
-    sum = sum_lanes(sum);
-    if (lane == 0 && own_row < rows) delta[row] = sum;
-    if (largest != nullptr) {
-      const A norm = sqrt(sum_lanes(grad_squares)), value_norm = sqrt(sum_lanes(value_squares));
-      if (lane == 0 && own_row < rows) {
-        const A share = statistics.share(image)[query];
-        atomicMax(largest + image * 2, __float_as_uint(static_cast<float>(share * norm)));
-        atomicMax(largest + image * 2 + 1, __float_as_uint(static_cast<float>(value_norm)));
-      }
+// A gradient that products with slopes or weights make: straight into the tensor, or by float32 sums where its type does
+// not hold them, be it that it is float16, whose slopes are scaled, or that parts of the rows are added up.
+template <typename T, typename A>
+class Gradient {
+ public:
+  // added_up: every part gives a share of all rows, else of its own rows.
+  Gradient(const Tensor& gradient, const Parts& parts, bool added_up)
+      : gradient_(gradient), added_up_(added_up && !parts.whole_images()) {
+    by_sums_ = std::is_same_v<T, Half> || (!std::is_same_v<T, A> && added_up_);
+    if (by_sums_) {
+      const int64_t rows = added_up ? gradient.size(1) * parts.images() : parts.scores() / parts.pitch();
+      sums_ = new_tensor({rows, gradient.size(2)}, kSumType<A>, gradient);
     }
   }
+
+  // left, of the part's slopes or weights, times right; divisor, and slope_scale by largest, were on them.
+  void multiply(const Matrices& left, const Matrices& right, const Part& part, A divisor, const unsigned* largest) {
+    const int64_t columns = gradient_.size(2), rows = left.turned ? part.channels : part.rows;
+    const int64_t depth = left.turned ? part.rows : part.channels, size = rows * columns;
+    const Matrices place = left.turned ? all_rows(gradient_, part, false) : part_rows(gradient_, part);
+    const Matrices to = by_sums_ ? Matrices{sums_->const_data_ptr(), kSumType<A>, columns, size, false} : place;
+    multiply_batch(left, right, rows, columns, depth, part.images, added_up_ && part.row > 0, to);
+    if (!by_sums_ || (added_up_ && part.row + part.rows < part.channels)) return;
+    // More than one image only if all of their rows are in the part: then what is written lies in one piece.
+    if constexpr (!std::is_same_v<T, A>) {
+      launch("channel_attention_backward", gradient_kernel<T, A>, dim3(finish_blocks(part.images * size)),
+             kFinishThreads, 0, 0, current_stream(gradient_), static_cast<const A*>(sums_->const_data_ptr()),
+             part.image, int64_t(part.images), size, divisor, largest,
+             static_cast<T*>(const_cast<void*>(place.values)));
+    }
+  }
+
+ private:
+  Tensor gradient_;
+  bool added_up_, by_sums_;
+  std::optional<Tensor> sums_;
+};
+
+struct Tensors {
+  Tensor grad, query, key, value, output, grad_query, grad_key, grad_value;
+};
+
+// delta: (batch, channels), largest: (batch, 2) or none
+template <typename T, typename A>
+void start_delta(const Tensors& t, const Statistics<T, A>& statistics, A* delta, unsigned* largest) {
+  const int64_t batch = t.query.size(0);
+  const auto start = [&](auto kernel, int lanes) {
+    const int64_t blocks = std::min(ceil_div(batch * statistics.channels, kDeltaThreads / lanes), kMaxBlocks);
+    launch("channel_attention_backward", kernel, dim3(blocks), kDeltaThreads, 0, 0, current_stream(t.query),
+           data<T>(t.grad), data<T>(t.output), data<T>(t.value), statistics, batch, delta, largest);
+  };
+  if (statistics.width <= kSomeValues) {
+    start(channel_attention_delta_kernel<kSomeValues, T, A>, kSomeValues);
+  } else {
+    start(channel_attention_delta_kernel<kWarp, T, A>, kWarp);
+  }
+}
+
+template <typename T, typename A>
+void attend_backward(const Tensors& t, const Statistics<T, A>& statistics) {
+  const int64_t batch = t.query.size(0);
+  const int channels = statistics.channels, width = statistics.width, few = padded_width(width);
+  const ScalarType type = t.query.scalar_type();
+  const Tensor delta = new_tensor({batch, channels}, kSumType<A>, t.query);
+  constexpr bool kScaled = std::is_same_v<T, Half>, kInPlace = std::is_same_v<T, A>;
+  Tensor norms = new_tensor({kScaled ? batch : 0, 2}, ScalarType::Int, t.query);
+  if (kScaled) torch::stable::zero_(norms);
+  unsigned* const largest = kScaled ? static_cast<unsigned*>(norms.mutable_data_ptr()) : nullptr;
+  start_delta<T, A>(t, statistics, static_cast<A*>(delta.mutable_data_ptr()), largest);
+
+  const Parts parts(batch, channels, sizeof(A));
+  const auto part_sized = [&](bool wanted, ScalarType of) {
+    return new_tensor({wanted ? parts.scores() : 0}, of, t.query);
+  };
+  const Tensor scores = part_sized(true, kSumType<A>), products = part_sized(few == 0, kSumType<A>);
+  const Tensor slopes = kInPlace ? scores : part_sized(true, type);
+  const Tensor weights = kInPlace ? products : part_sized(few == 0, type);
+  const Tensor value_parts = new_tensor({parts.images(), parts.groups(), few, parts.pitch()}, kSumType<A>, t.query);
+  const Tensor value_sums = new_tensor({parts.whole_images() ? 0 : few, parts.pitch()}, kSumType<A>, t.query);
+  Gradient<T, A> grad_query(t.grad_query, parts, false), grad_key(t.grad_key, parts, true);
+  std::optional<Gradient<T, A>> grad_value;
+  if (few == 0) grad_value.emplace(t.grad_value, parts, true);
+  const auto stream = current_stream(t.query);
+  parts.for_each([&](const Part& part) {
+    make_scores(t.query, t.key, part, scores);
+    if (few == 0) {
+      multiply_batch(part_rows(t.grad, part), all_rows(t.value, part, true), part.rows, channels, width, part.images,
+                     false, part_scores(products, part, false));
+    }
+    const int64_t groups = ceil_div(part.rows, kSlopeRows);
+    with_few(few, [&](auto number) {
+      constexpr int kFew = decltype(number)::value;
+      const dim3 grid(groups, ceil_div(channels, kSlopeThreads * kVector<A>), part.images);
+      launch("channel_attention_backward", slope_kernel<T, A, kFew>, grid, kSlopeThreads, 0, 0, stream, data<A>(scores),
+             data<A>(products), part, data<T>(t.grad), data<T>(t.value), statistics, data<A>(delta), largest,
+             static_cast<T*>(slopes.mutable_data_ptr()), static_cast<T*>(weights.mutable_data_ptr()),
+             static_cast<A*>(value_parts.mutable_data_ptr()));
+    });
+    grad_query.multiply(part_scores(slopes, part, false), all_rows(t.key, part, false), part, A(1), largest);
+    grad_key.multiply(part_scores(slopes, part, true), part_rows(t.query, part), part, A(1), largest);
+    if (few == 0) {
+      grad_value->multiply(part_scores(weights, part, true), part_rows(t.grad, part), part, A(kWeightScale<T>),
+                           nullptr);
+      return;
+    }
+    launch("channel_attention_backward", value_gradient_kernel<T, A>,
+           dim3(ceil_div(channels, kFinishThreads), width, part.images), kFinishThreads, 0, 0, stream,
+           data<A>(value_parts), static_cast<int>(groups), few, part, width,
+           static_cast<A*>(value_sums.mutable_data_ptr()), static_cast<T*>(t.grad_value.mutable_data_ptr()));
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> channel_attention_backward(const Tensor& grad_in, const Tensor& query_in,
@@ -172,13 +318,12 @@ std::tuple<Tensor, Tensor, Tensor> channel_attention_backward(const Tensor& grad
   }
   check_input(statistics_in, 3, "statistics");
   const int64_t batch = query_in.size(0);
-  const int channels = static_cast<int>(query_in.size(1)), length = static_cast<int>(query_in.size(2)),
-            width = static_cast<int>(value_in.size(2));
+  const int channels = static_cast<int>(query_in.size(1)), width = static_cast<int>(value_in.size(2));
   const DeviceGuard guard(query_in.get_device_index());
-  const auto new_grad = [&](int columns) {
+  const auto new_grad = [&](int64_t columns) {
     return new_tensor({batch, channels, columns}, query_in.scalar_type(), query_in);
   };
-  Tensor grad_query = new_grad(length), grad_key = new_grad(length), grad_value = new_grad(width);
+  Tensor grad_query = new_grad(query_in.size(2)), grad_key = new_grad(query_in.size(2)), grad_value = new_grad(width);
   return with_types(query_in, [&](auto zero, auto zero_sum) {
     using T = decltype(zero);
     using A = decltype(zero_sum);
@@ -187,45 +332,12 @@ std::tuple<Tensor, Tensor, Tensor> channel_attention_backward(const Tensor& grad
                         statistics_in.scalar_type() == kSumType<A> && statistics_in.size(0) == batch &&
                         statistics_in.size(1) == rows && statistics_in.size(2) == channels,
                     "statistics should match query");
-    if (batch == 0) return std::make_tuple(grad_query, grad_key, grad_value);
-    const Tensor grad = dense(grad_in), query = dense(query_in), key = dense(key_in), value = dense(value_in),
-                 output = dense(output_in), statistics = dense(statistics_in);
-    const Tensor delta = new_tensor({batch, channels}, kSumType<A>, query);
-    constexpr bool kLargest = std::is_same_v<T, Half>;
-    Tensor largest = new_tensor({kLargest ? batch : 0, 2}, ScalarType::Int, query);
-    if (kLargest) torch::stable::zero_(largest);
-
-    PassArguments<T, A> arguments{};
-    arguments.statistics = {const_cast<A*>(data<A>(statistics)), channels, width};
-    arguments.delta = data<A>(delta);
-    arguments.largest = kLargest ? mutable_data<unsigned>(largest) : nullptr;
-    arguments.batch = batch;
-    arguments.channels = channels;
-    arguments.length = length;
-    const auto start_delta = [&](auto kernel, int lanes) {
-      const int64_t blocks = std::min(ceil_div(batch * channels, kDeltaThreads / lanes), kMaxBlocks);
-      launch("channel_attention_backward", kernel, dim3(blocks), kDeltaThreads, 0, 0, current_stream(query),
-             data<T>(grad), data<T>(output), data<T>(value), arguments.statistics, batch, mutable_data<A>(delta),
-             const_cast<unsigned*>(arguments.largest));
-    };
-    if (width <= kFewValues) {
-      start_delta(channel_attention_delta_kernel<kFewValues, T, A>, kFewValues);
-    } else {
-      start_delta(channel_attention_delta_kernel<kWarp, T, A>, kWarp);
+    if (batch > 0) {
+      const Tensor statistics = dense(statistics_in);
+      const Tensors tensors{dense(grad_in),   dense(query_in), dense(key_in), dense(value_in),
+                            dense(output_in), grad_query,      grad_key,      grad_value};
+      attend_backward<T, A>(tensors, {const_cast<A*>(data<A>(statistics)), channels, width});
     }
-
-    const Tensor pass_grad = dense_values<T>(grad, query), pass_value = dense_values<T>(value, query);
-    arguments.width = static_cast<int>(pass_value.size(2));
-    arguments.grad_value = mutable_data<T>(grad_value);
-    const Side<T> queries{data<T>(query), data<T>(pass_grad)}, keys{data<T>(key), data<T>(pass_value)};
-    const auto run = [&](Pass pass, const Tensor& out) {
-      arguments.own = by_query(pass) ? queries : keys;
-      arguments.other = by_query(pass) ? keys : queries;
-      arguments.out = mutable_data<T>(out);
-      return run_pass(pass, arguments, query);
-    };
-    run(Pass::kGradQuery, grad_query);
-    if (!run(Pass::kGradKey, grad_key)) run(Pass::kGradValue, grad_value);
     return std::make_tuple(grad_query, grad_key, grad_value);
   });
 }

@@ -14,6 +14,10 @@ struct cublasContext;
 int cublasGemmEx(cublasContext* handle, int trans_a, int trans_b, int m, int n, int k, const void* alpha, const void* a,
                  int type_a, int ld_a, const void* b, int type_b, int ld_b, const void* beta, void* c, int type_c,
                  int ld_c, int compute_type, int algorithm);
+int cublasGemmStridedBatchedEx(cublasContext* handle, int trans_a, int trans_b, int m, int n, int k, const void* alpha,
+                               const void* a, int type_a, int ld_a, long long stride_a, const void* b, int type_b,
+                               int ld_b, long long stride_b, const void* beta, void* c, int type_c, int ld_c,
+                               long long stride_c, int count, int compute_type, int algorithm);
 }
 
 namespace reidops {
@@ -70,6 +74,40 @@ inline void multiply(Format format, const void* left, int64_t left_pitch, int64_
   const int64_t small = (kSplitTerms - 1) * depth;
   run(0, small, false);
   for (int64_t k = 0; k < depth; k += kSplitDepth) run(small + k, std::min(kSplitDepth, depth - k), true);
+}
+
+// Matrices of a batch, `step` elements from one to the next, rows `pitch` apart; a product takes them turned over, or not.
+struct Matrices {
+  const void* values;
+  ScalarType type;
+  int64_t pitch, step;
+  bool turned;
+};
+
+// Products of `count` pairs of matrices: out, (rows, columns) each, = or += left (rows, depth) times right (depth,
+// columns). Of float32 at the precision torch is set to (torch.set_float32_matmul_precision), as torch.bmm's; half types
+// are summed in float32.
+inline void multiply_batch(const Matrices& left, const Matrices& right, int64_t rows, int64_t columns, int64_t depth,
+                           int64_t count, bool add, const Matrices& out) {
+  constexpr int kNormal = 0, kTransposed = 1, kIn32F = 68, kIn64F = 70, kDefaultAlgorithm = -1;
+  const auto type = [](ScalarType t) {  // cudaDataType_t
+    return t == ScalarType::Double ? 1 : t == ScalarType::Half ? 2 : t == ScalarType::BFloat16 ? 14 : 0;
+  };
+  void* handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&handle));
+  const bool wide = left.type == ScalarType::Double;
+  const float factors[2] = {1.0f, add ? 1.0f : 0.0f};
+  const double wide_factors[2] = {1.0, add ? 1.0 : 0.0};
+  const auto factor = [&](int i) { return wide ? static_cast<const void*>(&wide_factors[i]) : &factors[i]; };
+  // cuBLAS counts by columns: the transposed result from the transposed operands.
+  const int status = cublasGemmStridedBatchedEx(
+      static_cast<cublasContext*>(handle), right.turned ? kTransposed : kNormal, left.turned ? kTransposed : kNormal,
+      static_cast<int>(columns), static_cast<int>(rows), static_cast<int>(depth), factor(0), right.values,
+      type(right.type), static_cast<int>(right.pitch), right.step, left.values, type(left.type),
+      static_cast<int>(left.pitch), left.step, factor(1), const_cast<void*>(out.values), type(out.type),
+      static_cast<int>(out.pitch), out.step, static_cast<int>(count), wide ? kIn64F : kIn32F, kDefaultAlgorithm);
+  STD_TORCH_CHECK(status == 0, "cuBLAS: ", count, " matrix products of (", rows, ", ", depth, ") and (", depth, ", ",
+                  columns, ") failed with status ", status);
 }
 
 }  // namespace reidops

@@ -21,6 +21,7 @@ UNWATCHED float from_bits(uint32_t bits) {
 UNWATCHED double element(const void* matrix, int type, int compute, int64_t i) {
   if (type == kFloat64) return static_cast<const double*>(matrix)[i];
   if (type == kBfloat16) return from_bits(uint32_t(static_cast<const uint16_t*>(matrix)[i]) << 16);
+  if (type == kFloat16) return static_cast<const _Float16*>(matrix)[i];
   uint32_t bits;
   memcpy(&bits, static_cast<const float*>(matrix) + i, sizeof bits);
   return from_bits(compute == kInTf32 ? bits & 0xffffe000u : bits);
@@ -35,10 +36,27 @@ UNWATCHED double cut_off(double sum) {
   return sum;
 }
 
+// Rounds a sum to the result's type.
+UNWATCHED void store(void* matrix, int type, int64_t i, double value) {
+  if (type == kFloat64) {
+    static_cast<double*>(matrix)[i] = value;
+  } else if (type == kFloat32) {
+    static_cast<float*>(matrix)[i] = static_cast<float>(value);
+  } else if (type == kFloat16) {
+    static_cast<_Float16*>(matrix)[i] = static_cast<_Float16>(static_cast<float>(value));
+  } else {
+    const float narrow = static_cast<float>(value);
+    uint32_t bits;
+    memcpy(&bits, &narrow, sizeof bits);
+    const uint32_t rounded = narrow != narrow ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+    static_cast<uint16_t*>(matrix)[i] = static_cast<uint16_t>(rounded);
+  }
+}
+
 template <typename T>
 UNWATCHED void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha, const void* a,
-                       int type_a, int64_t ld_a, const void* b, int type_b, int64_t ld_b, T beta, T* c, int64_t ld_c,
-                       int compute) {
+                       int type_a, int64_t ld_a, const void* b, int type_b, int64_t ld_b, T beta, void* c, int type_c,
+                       int64_t ld_c, int compute) {
   constexpr int64_t kSums = 8;
   const int64_t padded = (k + kSums - 1) / kSums * kSums;
   std::vector<T> left(m * padded), right(n * padded);  // rows of a, columns of b
@@ -61,9 +79,9 @@ UNWATCHED void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n,
         for (int64_t s = 0; s < kSums; ++s) step += static_cast<double>(x[l + s]) * static_cast<double>(y[l + s]);
         sum = sizeof(T) == 4 ? cut_off(sum + step) : sum + step;
       }
-      T* to = c + i + j * ld_c;
+      const int64_t to = i + j * ld_c;
       const T product = alpha * static_cast<T>(sum);
-      *to = beta == 0 ? product : product + beta * *to;
+      store(c, type_c, to, beta == 0 ? product : product + beta * static_cast<T>(element(c, type_c, kIn32F, to)));
     }
   }
 }
@@ -77,8 +95,8 @@ extern "C" int cublasGemmStridedBatchedEx(void*, int op_a, int op_b, int m, int 
                                           int /*algorithm*/) {
   constexpr int kNotSupported = 15, kInvalidValue = 7;
   const bool wide = compute == kIn64F;
-  const auto fits = [&](int type) { return wide ? type == kFloat64 : type == kFloat32 || type == kBfloat16; };
-  if (!fits(type_a) || !fits(type_b) || type_a != type_b || type_c != (wide ? kFloat64 : kFloat32))
+  const auto fits = [&](int type) { return (type == kFloat64) == wide; };
+  if (!fits(type_a) || type_a != type_b || !fits(type_c) || (type_c != type_a && type_c != kFloat32))
     return kNotSupported;
   if (!wide && compute != kIn32F && (compute != kInTf32 || type_a != kFloat32)) return kNotSupported;
   if (m < 0 || n < 0 || k < 0 || ld_a < (op_a ? k : m) || ld_b < (op_b ? n : k) || ld_c < m) return kInvalidValue;
@@ -89,10 +107,10 @@ extern "C" int cublasGemmStridedBatchedEx(void*, int op_a, int op_b, int m, int 
     auto* to = static_cast<char*>(c) + i * stride_c * bytes(type_c);
     if (wide) {
       product(op_a, op_b, m, n, k, *static_cast<const double*>(alpha), from_a, type_a, ld_a, from_b, type_b, ld_b,
-              *static_cast<const double*>(beta), reinterpret_cast<double*>(to), ld_c, compute);
+              *static_cast<const double*>(beta), to, type_c, ld_c, compute);
     } else {
       product(op_a, op_b, m, n, k, *static_cast<const float*>(alpha), from_a, type_a, ld_a, from_b, type_b, ld_b,
-              *static_cast<const float*>(beta), reinterpret_cast<float*>(to), ld_c, compute);
+              *static_cast<const float*>(beta), to, type_c, ld_c, compute);
     }
   }
   return 0;

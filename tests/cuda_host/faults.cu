@@ -3,9 +3,8 @@
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <cstring>
-
-#include "../../csrc/cuda/mma.cuh"
 
 namespace reidops {
 
@@ -256,37 +255,6 @@ __global__ void atomics(float* data) {  // 64 threads; the last word counts the 
   }
 }
 
-// One warp: data (128, floats) = a (16, 16) times b (16, 8), small whole numbers, with the operands from ldmatrix;
-// then 0 for each lane that got from ldmatrix what the PTX ISA says, (32,).
-template <typename T>
-__global__ void tensor_cores(float* data) {
-  __shared__ __align__(16) T a[16][16];
-  __shared__ __align__(16) T b[16][8];
-  const int lane = threadIdx.x, g = lane / 4, q = lane % 4;
-  const auto left = [](int row, int column) { return float(row * 5 % 7 - 3 + column % 3); };
-  const auto right = [](int row, int column) { return float(row * 3 % 5 - 2 + column % 4); };
-  for (int i = lane; i < 256; i += 32) a[i / 16][i % 16] = T(left(i / 16, i % 16));
-  for (int i = lane; i < 128; i += 32) b[i / 8][i % 8] = T(right(i / 8, i % 8));
-  __syncwarp();
-  unsigned x[4], y[4];
-  ldmatrix_x4(x, &a[lane % 16][lane / 16 * 8]);
-  ldmatrix_x4_trans(y, &b[lane % 16][0]);
-  const auto holds = [](unsigned packed, float low, float high) {
-    const Pair pair = unpack<T>(packed);
-    return pair.low == low && pair.high == high && pack<T>(low, high) == packed;
-  };
-  bool right_layout = true;
-  for (int i = 0; i < 4; ++i) {
-    const int row = g + i % 2 * 8, column = 2 * q + i / 2 * 8;
-    right_layout &= holds(x[i], left(row, column), left(row, column + 1));
-  }
-  for (int i = 0; i < 2; ++i) right_layout &= holds(y[i], right(2 * q + 8 * i, g), right(2 * q + 8 * i + 1, g));
-  float sum[4] = {};
-  mma_16816<T>(sum, x, y[0], y[1]);
-  for (int i = 0; i < 4; ++i) data[(g + i / 2 * 8) * 8 + 2 * q + i % 2] = sum[i];
-  data[128 + lane] = right_layout ? 0 : 1;
-}
-
 // ----------------------------------------------------------------------------------------------------------- launching
 
 template <typename... Parameters, typename... Arguments>
@@ -339,8 +307,6 @@ int run(const char* name, float* data, int count) {
   if (is("copies to global memory")) return one(copies<Copies::kToGlobal>);
   if (is("intrinsics")) return one(intrinsics);
   if (is("atomics")) return one(atomics);
-  if (is("tensor cores, float16")) return start(tensor_cores<Half>, dim3(1), 32, 0, data);
-  if (is("tensor cores, bfloat16")) return start(tensor_cores<BFloat16>, dim3(1), 32, 0, data);
   if (is("48 threads")) return start(neighbour<true>, dim3(1), 48, 0, data);
   if (is("2048 threads")) return start(neighbour<true>, dim3(1), 2048, 0, data);
   if (is("an empty grid")) return start(neighbour<true>, dim3(0), kThreads, 0, data);

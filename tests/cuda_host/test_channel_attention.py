@@ -1,4 +1,4 @@
-"""channel_attention as csrc/cuda computes it, on tensor cores and without them, against the float64 reference."""
+"""channel_attention as csrc/cuda computes it, in one part and in several, against the float64 reference."""
 
 import pytest
 import torch
@@ -9,11 +9,9 @@ from tests.tolerances import assert_gradient, assert_relative
 
 HALF = (torch.float16, torch.bfloat16)
 SMALL = [(1, 1, 1), (2, 3, 5), (3, 17, 33), (1, 40, 64)]
-# One tile and several, a length of every kernel, lengths that fill no vector and no fragment, more than the tensor
-# cores take and more than a slice.
+# More channels than a block of any kernel has rows, columns that fill no vector.
 LARGE = [(1, 65, 128), (1, 200, 130), (2, 33, 192), (1, 70, 199), (1, 130, 288), (1, 49, 301), (1, 3, 700)]
-# The same with a value's length: numbers that fill no vector, one fragment and its half, more than one, more than the
-# tensor cores take, and values longer than queries by a kernel.
+# The same with a value's length: up to 4 numbers, up to 16, and more, which products take.
 VALUE_SIZES = [(1, 1, 5, 3), (2, 3, 5, 1), (2, 17, 33, 4), (1, 40, 64, 3), (1, 66, 24, 8), (2, 20, 40, 13),
                (1, 33, 128, 16), (1, 40, 130, 17), (2, 20, 24, 100)]  # fmt: skip
 LARGE_VALUE_SIZES = [(1, 130, 288, 3), (2, 65, 192, 4), (1, 200, 130, 1), (1, 70, 199, 9), (1, 49, 301, 3),
@@ -84,20 +82,6 @@ def test_large_and_values_of_another_length(batch, channels, length, width, dtyp
     assert_right(host, *attention_inputs(batch, channels, length, dtype, width=width))
 
 
-def test_few_values_take_fewer_launches(host):
-    """The gradient of value comes with that of key."""
-    for dtype in DTYPES:
-        launches = []
-        for width in (3, 40):
-            query, key, value, grad = attention_inputs(1, 20, 40, dtype, width=width)
-            output, statistics = host.ops.channel_attention(query, key, value)
-            before = host.launches
-            host.ops.channel_attention_backward(grad, query, key, value, output, statistics)
-            launches.append(host.launches - before)
-        padding = 2 if dtype in HALF else 0  # of grad and value
-        assert launches == [3 + padding, 4]
-
-
 @pytest.mark.parametrize("width", [16, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -105,21 +89,23 @@ def test_any_layout(layout, dtype, width, host):
     assert_right(host, *(laid_out(values, layout) for values in attention_inputs(2, 9, 16, dtype, width=width)))
 
 
-@pytest.mark.parametrize("width", [288, 3])
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("shared_kilobytes", [163, 99, 64, 48])
-def test_less_shared_memory(shared_kilobytes, dtype, width, host):
-    """Fewer warps and tiles give the same bits; 64 KB are too little for the tensor cores' kernels of this length."""
-    inputs = attention_inputs(1, 130, 288, dtype, width=width)
-    if host.flavour != "plain":
-        inputs = [values[:, :40] for values in inputs]
-    expected = run(host, *inputs)
-    host.limits(shared_memory=shared_kilobytes << 10)
-    if shared_kilobytes > 64:
-        for actual, wanted in zip(run(host, *inputs), expected, strict=True):
-            assert torch.equal(actual, wanted)
-    else:
-        assert_right(host, *inputs)
+@pytest.mark.parametrize("width", [3, 9, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [32, 64, 3 * 130])  # of scores at once: of an image's 130 channels, or of three images
+def test_parts(rows, dtype, width, host):
+    """Some rows of an image at a time, or some images, the last part smaller than the others."""
+    pitch, score_bytes = 136, 8 if dtype == torch.float64 else 4
+    inputs = attention_inputs(4, 130, 24, dtype, width=width)
+    host.limits(scratch_bytes=2 * rows * pitch * score_bytes)
+    before = host.launches
+    assert_right(host, *inputs)
+    assert host.launches - before >= 4 * 2 * (130 // rows + 1) if rows < 130 else 2 * 2
+
+
+def test_parts_hold_no_more_than_they_should(host):
+    """Half of the limit of scratch memory; what rows there are, whatever the limit."""
+    host.limits(scratch_bytes=1)
+    assert_right(host, *attention_inputs(2, 70, 8, torch.float32, width=3))
 
 
 @pytest.mark.large
