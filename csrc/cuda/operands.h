@@ -118,14 +118,14 @@ __global__ void __launch_bounds__(kPackThreads)
   }
 }
 
-// A window of rows as one side of the products; load() moves it.
+// A window of rows as one side of the products; load() moves it. Memory of `spare` rows lies behind the largest window.
 template <typename T>
 class Operand {
  public:
-  Operand(const Rows<T>& rows, const Tensor& centre, Format format, bool left, int64_t capacity)
+  Operand(const Rows<T>& rows, const Tensor& centre, Format format, bool left, int64_t capacity, int64_t spare = 0)
       : rows_(rows), centre_(centre), format_(format), left_(left), capacity_(std::min(capacity, rows.count)) {
     padded_ = ceil_div(rows.depth, kAlignment) * kAlignment;
-    memory_ = new_tensor({capacity_ * row_bytes(rows.depth, format)}, ScalarType::Byte, centre);
+    memory_ = new_tensor({(capacity_ + spare) * row_bytes(rows.depth, format)}, ScalarType::Byte, centre);
     norms_ = new_tensor({rows.count}, centre.scalar_type(), centre);
   }
 
