@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "../core/cancellation.h"
+#include "batch.cuh"
 #include "pairs.cuh"
 
 namespace reidops {
@@ -23,6 +24,11 @@ struct Tile {
             row_norms,       column_norms == nullptr ? nullptr : column_norms + column * column_step,
             row_step,        column_step};
   }
+  // Whether load_batch can read rows and column norms 16 bytes at once.
+  __device__ __forceinline__ bool wide() const {
+    return at_16_bytes(values) && stride % kGroup<T> == 0 &&
+           (column_norms == nullptr || (at_16_bytes(column_norms) && column_step == 1));
+  }
   __device__ __forceinline__ T distance(T product, T norms) const {
     const T d = norms - T(2) * product;
     if (norms == std::numeric_limits<T>::infinity()) return norms;  // beyond the largest number, whatever the product
@@ -34,6 +40,31 @@ struct Tile {
     return distance(value, row_norms[row * row_step] + column_norms[column * column_step]);
   }
 };
+
+// look(start, distances) for the `columns` distances of a row, a batch (batch.cuh) from column `start` on at a time, NaN
+// beyond the last one. A warp a row; while it looks at a batch, the next one is on its way: 32 bytes a lane.
+template <typename T, typename Look>
+__device__ __forceinline__ void for_each_batch(const Tile<T>& tile, int64_t row, int64_t columns, const Look& look) {
+  constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
+  const bool wide = tile.wide(), products = tile.row_norms != nullptr;
+  const T* values = tile.values + row * tile.stride;
+  const T row_norm = products ? tile.row_norms[row * tile.row_step] : T(0);
+  T next[kBatch];
+  load_batch<kGroup<T>>(values, 1, wide, 0, columns, kNan, next);
+  for (int64_t start = 0; start < columns; start += kBatchColumns) {
+    T distances[kBatch];
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) distances[u] = next[u];
+    load_batch<kGroup<T>>(values, 1, wide, start + kBatchColumns, columns, kNan, next);
+    if (products) {
+      T norms[kBatch];
+      load_batch<kGroup<T>>(tile.column_norms, tile.column_step, wide, start, columns, kNan, norms);
+#pragma unroll
+      for (int u = 0; u < kBatch; ++u) distances[u] = tile.distance(distances[u], row_norm + norms[u]);
+    }
+    look(start, distances);
+  }
+}
 
 // ----------------------------------------------------------------------------------------------------- by the element
 
