@@ -57,4 +57,27 @@ __device__ __forceinline__ void load_batch(const E* from, int64_t step, bool wid
   }
 }
 
+// The same way back, elements of a batch that are below `count`.
+template <int kOfGroup, typename E>
+__device__ __forceinline__ void store_batch(E* to, bool wide, int64_t start, int64_t count, const E (&from)[kBatch]) {
+  struct alignas(kOfGroup * sizeof(E)) Group {
+    E elements[kOfGroup];
+  };
+#pragma unroll
+  for (int g = 0; g < kBatch / kOfGroup; ++g) {
+    const int64_t column = start + batch_column<kOfGroup>(g * kOfGroup);
+    if (wide && column + kOfGroup <= count) {
+      Group group;
+#pragma unroll
+      for (int e = 0; e < kOfGroup; ++e) group.elements[e] = from[g * kOfGroup + e];
+      *reinterpret_cast<Group*>(to + column) = group;
+    } else {
+#pragma unroll
+      for (int e = 0; e < kOfGroup; ++e) {
+        if (column + e < count) to[column + e] = from[g * kOfGroup + e];
+      }
+    }
+  }
+}
+
 }  // namespace reidops
