@@ -135,10 +135,11 @@ __global__ void __launch_bounds__(kGradThreads, 2)
 // out -= product, of as many rows
 template <typename T>
 struct Subtract {
-  const T* product;  // (rows, columns)
-  T* out;            // (rows, columns)
+  const T* product;  // (rows, columns), rows `stride` apart
+  int64_t stride;
+  T* out;  // (rows, columns)
   int64_t columns;
-  __device__ void operator()(int64_t r, int64_t c) const { out[r * columns + c] -= product[r * columns + c]; }
+  __device__ void operator()(int64_t r, int64_t c) const { out[r * columns + c] -= product[r * stride + c]; }
 };
 
 // out = in transposed
@@ -150,11 +151,12 @@ struct Transpose {
   __device__ void operator()(int64_t r, int64_t c) const { out[r * columns + c] = in[c * rows + r]; }
 };
 
-// weights (rows, columns) times values (columns, depth), to all digits, whatever torch is set to.
+// weights (rows, columns) times values (columns, depth), to all digits, whatever torch is set to: (rows,
+// tile_pitch(depth)), of which the first depth columns are the result.
 template <typename T>
 Tensor weighted_sums(const Tensor& weights, const Tensor& values) {
   const int64_t rows = weights.size(0), columns = weights.size(1), depth = values.size(1);
-  Tensor out = new_tensor({rows, depth}, values.scalar_type(), values),
+  Tensor out = new_tensor({rows, tile_pitch(depth)}, values.scalar_type(), values),
          turned = new_tensor({depth, columns}, values.scalar_type(), values),
          origin = new_tensor({columns}, values.scalar_type(), values);
   origin = torch::stable::zero_(origin);
@@ -162,11 +164,11 @@ Tensor weighted_sums(const Tensor& weights, const Tensor& values) {
                   Transpose<T>{data<T>(values), mutable_data<T>(turned), depth, columns});
   const Format format = product_format<T>("highest");
   Operand<T> left({data<T>(weights), rows, columns}, origin, format, true, rows),
-      right({data<T>(turned), depth, columns}, origin, format, false, depth);
+      right({data<T>(turned), depth, columns}, origin, format, false, depth, kSpareColumns);
   left.load(0, rows);
   right.load(0, depth);
-  multiply(format, left.row(0), left.pitch(), rows, right.row(0), right.pitch(), depth, left.depth(),
-           out.mutable_data_ptr(), depth);
+  multiply(format, left.row(0), left.pitch(), rows, right.row(0), right.pitch(), with_spare(depth), left.depth(),
+           out.mutable_data_ptr(), tile_pitch(depth));
   return out;
 }
 
@@ -195,7 +197,7 @@ Tensor side_gradient(const Tensor& grad, const Tensor& distance, int64_t row_ste
          current_stream(like), side, mutable_data<T>(weights), mutable_data<T>(out));
   const Tensor product = weighted_sums<T>(weights, other.values);
   launch_elements("euclidean_distance_backward", like, rows, depth,
-                  Subtract<T>{data<T>(product), mutable_data<T>(out), depth});
+                  Subtract<T>{data<T>(product), product.size(1), mutable_data<T>(out), depth});
   return out;
 }
 

@@ -39,8 +39,6 @@ class NearestLists {
  public:
   NearestLists(int64_t points, int64_t k, const Tensor& like) : points_(points), k_(k), like_(like) {
     memory_ = new_tensor({points * k * static_cast<int64_t>(sizeof(Neighbor<T>))}, ScalarType::Byte, like);
-    capacity_ = 64;
-    while (capacity_ < k + 2 * kWarp) capacity_ *= 2;
     clear();
   }
 
@@ -57,7 +55,8 @@ class NearestLists {
     int threads = kNearestThreads;
     const auto bytes = [&] {
       return threads / kWarp *
-             (capacity_ * static_cast<int64_t>(sizeof(Neighbor<T>)) + kTurnedPitch * static_cast<int64_t>(sizeof(T)));
+             ((k_ + kPending) * static_cast<int64_t>(sizeof(Neighbor<T>)) +
+              2 * kTurnedPitch * static_cast<int64_t>(sizeof(T)));
     };
     while (threads > kWarp && bytes() > kPlainSharedBytes) threads /= 2;
     const int64_t row_blocks = ceil_div(rows, threads / kWarp);
@@ -68,8 +67,7 @@ class NearestLists {
     };
     launch("nearest", nearest_kernel<T>, dim3(std::min(blocks, kMaxBlocks)), threads, bytes(), kPlainSharedBytes,
            current_stream(like_), tile, side(0, rows, columns, first_column, first_row), row_blocks,
-           side(from, columns - from, rows, first_row, first_column + from), blocks, static_cast<int>(k_),
-           static_cast<int>(capacity_));
+           side(from, columns - from, rows, first_row, first_column + from), blocks, static_cast<int>(k_));
   }
 
   // All distances of the first `rows` points: (at least rows, columns).
@@ -91,7 +89,7 @@ class NearestLists {
   }
 
  private:
-  int64_t points_, k_, capacity_;
+  int64_t points_, k_;
   Tensor like_, memory_;
 };
 

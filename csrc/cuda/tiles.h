@@ -17,6 +17,13 @@ namespace reidops {
 
 constexpr int64_t kLeftBytes = int64_t(128) << 20;
 
+// How far the rows of a tile of so many columns lie apart, in elements: whole cache lines. What reads the tile reads 16
+// bytes at once, and cuBLAS takes its fast kernels only where every row of the result begins and ends at 16 bytes: it is
+// given up to kSpareColumns columns more, whose products with whatever lies in memory fall between the rows.
+constexpr int64_t tile_pitch(int64_t columns) { return ceil_div(columns, kWarp) * kWarp; }
+constexpr int64_t kSpareColumns = 3;
+constexpr int64_t with_spare(int64_t columns) { return ceil_div(columns, kSpareColumns + 1) * (kSpareColumns + 1); }
+
 // Rows and columns of a product that is `waves` full waves of 128 x 256 blocks, one for each multiprocessor.
 struct TileShape {
   int64_t rows, columns;
@@ -100,8 +107,8 @@ class StripeProducts {
     const int64_t tiles = kLeftBytes / (tile_rows_ * m * Operand<T>::row_bytes(x.depth, format));
     left_rows_ = std::max<int64_t>(1, tiles) * tile_rows_;
     left_ = std::make_unique<Operand<T>>(x, centre_, format, true, left_rows_ * m);
-    right_ = std::make_unique<Operand<T>>(y, centre_, format, false, tile_columns_ * n);
-    product_size_ = tile_rows_ * m * tile_columns_ * n;
+    right_ = std::make_unique<Operand<T>>(y, centre_, format, false, tile_columns_ * n, kSpareColumns * n);
+    product_size_ = tile_rows_ * m * tile_pitch(tile_columns_ * n);
     products_ = new_tensor({2 * product_size_}, like.scalar_type(), like);
   }
 
@@ -126,12 +133,12 @@ class StripeProducts {
   // Each stripe with the same one of the other image, one after the other: m times (i1 - i0, j1 - j0).
   void multiply_stripes(int buffer, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
     for (int64_t s = 0; s < m_; ++s) {
-      T* const out = products(buffer) + s * (i1 - i0) * (j1 - j0);
+      T* const out = products(buffer) + s * (i1 - i0) * tile_pitch(j1 - j0);
       multiply_into(out, i0 * m_ + s, i1 - i0, m_, j0 * n_ + s, j1 - j0, n_);
     }
   }
   Tile<T> stripe_tile(int buffer, int64_t s, int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
-    T* const product = products(buffer) + s * (i1 - i0) * (j1 - j0);
+    T* const product = products(buffer) + s * (i1 - i0) * tile_pitch(j1 - j0);
     return finished({product, i0 * m_ + s, i1 - i0, m_, j0 * n_ + s, j1 - j0, n_});
   }
 
@@ -141,7 +148,8 @@ class StripeProducts {
   }
 
  private:
-  // A product of rows `row`, row + row_step, ... with columns `column`, column + column_step, ...: (rows, columns).
+  // A product of rows `row`, row + row_step, ... with columns `column`, column + column_step, ...: (rows, columns), rows
+  // tile_pitch(columns) apart.
   struct Product {
     T* values;
     int64_t row, rows, row_step, column, columns, column_step;
@@ -152,19 +160,19 @@ class StripeProducts {
   void multiply_into(T* out, int64_t row, int64_t rows, int64_t row_step, int64_t column, int64_t columns,
                      int64_t column_step) {
     reidops::multiply(left_->format(), left_->row(row), left_->pitch() * row_step, rows, right_->row(column),
-                      right_->pitch() * column_step, columns, left_->depth(), out, columns);
+                      right_->pitch() * column_step, with_spare(columns), left_->depth(), out, tile_pitch(columns));
   }
 
   Tile<T> as_tile(const Product& p) const {
-    return {p.values, p.columns, left_->norms(p.row), right_->norms(p.column), p.row_step, p.column_step};
+    return {p.values, tile_pitch(p.columns), left_->norms(p.row), right_->norms(p.column), p.row_step, p.column_step};
   }
 
   // With all digits asked for, squared distances in place of the product, right wherever they are small; else the
   // product, from which Tile makes the distances as they are read.
   Tile<T> finished(const Product& p) const {
     if (!exact()) return as_tile(p);
-    launch_finish(p, false, p.values, p.columns);
-    return {p.values, p.columns, nullptr, nullptr, 1, 1};
+    launch_finish(p, false, p.values, tile_pitch(p.columns));
+    return {p.values, tile_pitch(p.columns), nullptr, nullptr, 1, 1};
   }
 
   bool exact() const { return left_->format() == Format::kPlain || left_->format() == Format::kSplit; }
@@ -226,7 +234,7 @@ class DmliTiles : public StripeTiles<T> {
   // x: (images m, d), y: (images n, d)
   DmliTiles(const Rows<T>& x, int64_t m, const Rows<T>& y, int64_t n, bool aligned, Format format, const Tensor& like)
       : StripeTiles<T>(StripeProducts<T>(x, m, y, n, format, like)), aligned_(aligned), like_(like) {
-    distances_ = new_tensor({this->tile_rows() * this->tile_columns()}, like.scalar_type(), like);
+    distances_ = new_tensor({this->tile_rows() * tile_pitch(this->tile_columns())}, like.scalar_type(), like);
     if (aligned_) path_ = std::make_unique<PathScratch>(n, sizeof(T), like);
   }
   void multiply(int buffer, int64_t i0, int64_t i1, int64_t j0, int64_t j1) override {
@@ -237,9 +245,9 @@ class DmliTiles : public StripeTiles<T> {
     }
   }
   Tile<T> tile(int buffer, int64_t i0, int64_t i1, int64_t j0, int64_t j1) override {
-    const int64_t columns = j1 - j0;
-    write(buffer, i0, i1, j0, j1, mutable_data<T>(distances_), columns);
-    return {mutable_data<T>(distances_), columns, nullptr, nullptr, 1, 1};
+    const int64_t stride = tile_pitch(j1 - j0);
+    write(buffer, i0, i1, j0, j1, mutable_data<T>(distances_), stride);
+    return {mutable_data<T>(distances_), stride, nullptr, nullptr, 1, 1};
   }
   // The same into out: (i1 - i0, j1 - j0), rows `stride` apart.
   void write(int buffer, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* out, int64_t stride) {
@@ -304,7 +312,7 @@ class MatrixTiles : public TileSource<T> {
       : pairs_(pairs), total_(pairs.queries + pairs.gallery), shape_(tile_shape(like)), like_(like) {
     shape_.rows = std::min(shape_.rows, total_);
     shape_.columns = std::min(shape_.columns, total_);
-    distances_ = new_tensor({shape_.rows * shape_.columns}, like.scalar_type(), like);
+    distances_ = new_tensor({shape_.rows * tile_pitch(shape_.columns)}, like.scalar_type(), like);
   }
   int64_t rows() const override { return total_; }
   int64_t columns() const override { return total_; }
@@ -316,8 +324,9 @@ class MatrixTiles : public TileSource<T> {
   void multiply(int, int64_t, int64_t, int64_t, int64_t) override {}
   Tile<T> tile(int, int64_t i0, int64_t i1, int64_t j0, int64_t j1) override {
     T* out = mutable_data<T>(distances_);
-    launch_elements("given", like_, i1 - i0, j1 - j0, CopyGiven<T>{pairs_, i0, j0, out, j1 - j0});
-    return {out, j1 - j0, nullptr, nullptr, 1, 1};
+    const int64_t stride = tile_pitch(j1 - j0);
+    launch_elements("given", like_, i1 - i0, j1 - j0, CopyGiven<T>{pairs_, i0, j0, out, stride});
+    return {out, stride, nullptr, nullptr, 1, 1};
   }
 
  private:
