@@ -146,9 +146,10 @@ def fill(
 
 def _hint(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], found: str) -> str:
     """What explains a mismatch in a word: another kind of model, no local branch, a classifier of other identities."""
-    sought = _described(wanted)
-    other_kind = not found.startswith(IMAGENET) and kind_of(given) != kind_of(wanted)
-    if found and sought and (other_kind or backbone_of(given) != backbone_of(wanted)):
+    theirs, ours, sought = kind_of(given), kind_of(wanted), _described(wanted)
+    if theirs and ours and theirs != ours and not found.startswith(IMAGENET):
+        return f"the file looks like {theirs}, and the model is {ours}"
+    if found and sought and backbone_of(given) != backbone_of(wanted):
         return f"the file looks like {found}, and the model is {sought}"
     if _lacks_local_branch(given) and any(name.startswith(_LOCAL_BRANCH) for name in wanted):
         return "the file has no local branch, having been trained without one: it fits a model with stripes 'trunk'"
