@@ -1,44 +1,49 @@
-"""Reading checkpoints: our own, the published ones, and torchvision's ImageNet weights."""
+"""Filling models from checkpoints: our own, the published ones, and ImageNet weights from a file or by name."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-# Published checkpoints keep their rank-1 as a NumPy scalar beside the weights. These names are all that takes to
-# read it; everything else that is not a tensor or a plain Python value stays refused.
-_NUMPY_SCALAR = [
-    (np.float32(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    np.float32(0).__reduce__()[0],
-    np.dtype,
-    type(np.dtype("float32")),
-    type(np.dtype("float64")),
-]
+from .backbones import backbone_of
+from .imagenet import is_imagenet_name, named_state_dict
+from .reading import find_state_dict, listed, read_checkpoint
+
+ALIGNEDREID, MUDEEP, IMAGENET = "AlignedReID", "MuDeep_v2", "ImageNet weights"
+_OLD_SHUFFLENET = "AlignedReID on ShuffleNet of version 1"
+_LOCAL_BRANCH = ("bn.", "conv1.")
 
 
-def load_checkpoint(model: nn.Module, path: str | os.PathLike, *, skip: Sequence[str] = ()) -> nn.Module:
+def load_checkpoint(
+    model: nn.Module, path: str | os.PathLike, *, skip: Sequence[str] = (), replace_classifier: bool = False
+) -> nn.Module:
     """Load the weights in a file into a model, every tensor by its name and shape.
 
-    The file holds a state dict, or a dict with one under "state_dict" (published) or "model" (our training script);
-    a "module." before every name, as DataParallel writes it, is dropped. Only tensors and plain values are ever read
-    (`weights_only=True`). The model is changed only when everything fits.
+    What the file is shows in its names:
+    - a checkpoint of AlignedReID (`checkpoint_ep300.pth.tar`), of MuDeep_v2 (`.pkl`) or of our training scripts
+      (`best.pth`, `last.pth`), under "state_dict", "model" or nothing, with or without DataParallel's "module.";
+    - ImageNet weights of torchvision (Inception-v4: of timm), which fill the trunk and leave the rest as it is.
+
+    A file of AlignedReID without the local branch (trained with `aligned=False`) fits a model whose evaluation does
+    not use that branch, which then stays as it is. Only tensors and plain values are ever read (`weights_only=True`).
+    The model is changed only when everything fits.
 
     Args:
         model: the model to fill; its tensors keep their device and dtype.
-        path: the checkpoint file.
-        skip: beginnings of names to leave as they are in the model, such as ("classifier.",) when the file was
-            trained on other identities.
+        path: the checkpoint file, or the name of ImageNet weights for the model's backbone: "imagenet",
+            "IMAGENET1K_V1", "IMAGENET1K_V2"; those are downloaded unless they are in torch's cache.
+        skip: beginnings of names to leave as they are in the model.
+        replace_classifier: leave the model's classifiers as they are, new ones for other identities than the file's.
 
     Returns:
         The same model.
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: the named weights cannot be downloaded.
         ValueError: the file is damaged or not a checkpoint, or names or shapes do not match those of the model
-            (all of them are listed).
+            (missing, unexpected and misshaped ones are listed).
 
     Example:
         >>> import os, tempfile, torch
@@ -46,74 +51,57 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike, *, skip: Sequence
         >>> path = os.path.join(tempfile.mkdtemp(), "model.pth")
         >>> torch.save({"state_dict": AlignedReID(5, "resnet18").state_dict()}, path)
         >>> model = load_checkpoint(AlignedReID(5, "resnet18"), path)
+        >>> model = load_checkpoint(AlignedReID(9, "resnet18"), path, replace_classifier=True)
     """
-    return fill(model, find_state_dict(read_checkpoint(path), path), path, skip)
+    content = read_weights(model, path)
+    return load_content(model, content, path, skip=skip, replace_classifier=replace_classifier)
 
 
-def load_backbone(trunk: nn.Module, path: str | os.PathLike) -> nn.Module:
-    """Load torchvision ImageNet weights into a torchvision ResNet, leaving its classifier `fc` as it is."""
-    return fill(trunk, find_state_dict(read_checkpoint(path), path), path, skip=("fc.",))
+def read_weights(model: nn.Module, path: str | os.PathLike) -> dict:
+    """What a checkpoint file holds, or, for a name, the ImageNet weights of a model's backbone; see load_checkpoint."""
+    if not is_imagenet_name(path):
+        return read_checkpoint(path)
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:
+        raise ValueError(f"weights {path} are those of a backbone, and {type(model).__name__} names none: give a file")
+    return named_state_dict(backbone, str(path))
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict:
-    """Read a checkpoint file to the CPU, tensors and plain values only.
-
-    Args:
-        path: the file, as `torch.save` wrote it.
-
-    Returns:
-        The dict in the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty, cut short, damaged, holds arbitrary objects, or is not a dict.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    try:
-        with torch.serialization.safe_globals(_NUMPY_SCALAR):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error of its own: damage shows as any of a dozen types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def load_content(
+    model: nn.Module,
+    content: Mapping,
+    path: str | os.PathLike,
+    *,
+    skip: Sequence[str] = (),
+    replace_classifier: bool = False,
+) -> nn.Module:
+    """What `load_checkpoint` does, with what has been read; `path` is for the messages."""
+    state, skip = find_state_dict(content, path), tuple(skip)
+    kind, found = kind_of(state), _described(state)
+    if kind == _OLD_SHUFFLENET:
         raise ValueError(
-            f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: it is damaged, cut short, or not a file "
-            f"of tensors ({reason})"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"checkpoint {path} should hold a dict, got {type(content).__name__}")
-    return dict(content)
-
-
-def find_state_dict(content: Mapping, path: str | os.PathLike) -> dict[str, Tensor]:
-    """The state dict inside what `read_checkpoint` returned, without any "module." before its names.
-
-    Args:
-        content: the dict that was read.
-        path: where it came from, for the message.
-
-    Returns:
-        Parameter and buffer names to tensors.
-
-    Raises:
-        ValueError: there is no state dict in it.
-    """
-    state_dict = next((content[key] for key in ("state_dict", "model") if key in content), content)
-    if not isinstance(state_dict, Mapping) or not state_dict:
-        raise ValueError(f"checkpoint {path} holds no state dict, only {', '.join(map(str, content)) or 'nothing'}")
-    odd = [repr(name) for name in state_dict if not isinstance(name, str)]
-    if odd:
-        raise ValueError(f"checkpoint {path} holds no state dict: not a name: {_listed(odd)}")
-    other = [str(name) for name, value in state_dict.items() if not isinstance(value, Tensor)]
-    if other:
-        raise ValueError(f"checkpoint {path} holds no state dict: not a tensor: {_listed(other)}")
-    if all(name.startswith("module.") for name in state_dict):
-        return {name.removeprefix("module."): value for name, value in state_dict.items()}
-    return dict(state_dict)
+            f"checkpoint {path} is of the published ShuffleNet, version 1, which no library keeps; the backbone "
+            f"'shufflenet' is torchvision's version 2, other layers altogether: train it from ImageNet weights"
+        )
+    if replace_classifier:
+        skip += getattr(model, "classifiers", ("classifier.", "fc."))
+    if kind == ALIGNEDREID:
+        if _lacks_local_branch(state):
+            skip += getattr(model, "training_only", ())
+        if "features.0.conv.weight" in state:  # so the published class calls Inception-v4's trunk
+            state = {name.replace("features.", "base.", 1): tensor for name, tensor in state.items()}
+    elif kind == IMAGENET and hasattr(model, "from_imagenet"):
+        state = model.from_imagenet(state)
+        skip += tuple(name for name in model.state_dict() if not name.startswith(model.trunk))
+    return fill(model, state, path, skip, found)
 
 
 def fill(
-    model: nn.Module, state_dict: Mapping[str, Tensor], path: str | os.PathLike, skip: Sequence[str] = ()
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    path: str | os.PathLike,
+    skip: Sequence[str] = (),
+    found: str = "",
 ) -> nn.Module:
     """Copy a state dict into a model, or refuse with the lists of names that do not match.
 
@@ -122,6 +110,7 @@ def fill(
         state_dict: names to tensors.
         path: where they came from, for the message.
         skip: beginnings of names to leave as they are in the model.
+        found: what the file looked like before any name was changed, for the message.
 
     Returns:
         The same model.
@@ -148,18 +137,22 @@ def fill(
     ]
     problems = {"missing": missing, "unexpected": unexpected, "wrong shape": misshaped, "wrong dtype": mistyped}
     if any(problems.values()):
-        lists = "; ".join(f"{problem}: {_listed(names)}" for problem, names in problems.items() if names)
-        hint = _hint(given, wanted)
+        lists = "; ".join(f"{problem}: {listed(names)}" for problem, names in problems.items() if names)
+        hint = _hint(given, wanted, found or _described(given))
         raise ValueError(f"checkpoint {path} does not fit {type(model).__name__}: {lists}{hint and f' ({hint})'}")
     model.load_state_dict(given, strict=False)
     return model
 
 
-def _hint(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What explains a mismatch in a word: another kind of model, or a classifier of other identities."""
-    found, sought = _kind(given), _kind(wanted)
-    if found and sought and found != sought:
+def _hint(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], found: str) -> str:
+    """What explains a mismatch in a word: another kind of model, no local branch, a classifier of other identities."""
+    theirs, ours, sought = kind_of(given), kind_of(wanted), _described(wanted)
+    if theirs and ours and theirs != ours and not found.startswith(IMAGENET):
+        return f"the file looks like {theirs}, and the model is {ours}"
+    if found and sought and backbone_of(given) != backbone_of(wanted):
         return f"the file looks like {found}, and the model is {sought}"
+    if _lacks_local_branch(given) and any(name.startswith(_LOCAL_BRANCH) for name in wanted):
+        return "the file has no local branch, having been trained without one: it fits a model with stripes 'trunk'"
     differing = {
         (len(tensor), len(wanted[name]))
         for name, tensor in given.items()
@@ -167,22 +160,62 @@ def _hint(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     }
     if len(differing) == 1:
         theirs, ours = differing.pop()
-        return f"the file was trained on {theirs} identities, and the model has {ours} classes"
+        return (
+            f"the file was trained on {theirs} identities, and the model has {ours} classes: replace the classifier, "
+            f"replace_classifier=True or --replace-classifier, to train on others"
+        )
     return ""
 
 
-def _kind(names: Iterable[str]) -> str:
-    """What model a state dict belongs to, from its names; empty if it is none that is known."""
+def kind_of(names: Iterable[str]) -> str:
+    """What a state dict belongs to, from its names; empty if it is nothing that is known."""
+    names = set(names)
     starts = {name.split(".")[0] for name in names}
-    if "base" in starts:
-        return "AlignedReID"
     if "layer4_1" in starts:
-        return "MuDeep_v2"
-    if {"layer4", "conv1"} <= starts:
-        return "a torchvision ResNet"
+        return MUDEEP
+    if "base" in starts or {"features.0.conv.weight", "classifier.weight"} <= names:
+        return ALIGNEDREID
+    if {"stage4", "classifier"} <= starts:
+        return _OLD_SHUFFLENET
+    if "conv1" in starts and starts & {"layer4", "stage4"}:
+        return IMAGENET
+    if {"features.conv0.weight", "features.0.conv.weight"} & names:
+        return IMAGENET
     return ""
 
 
-def _listed(names: Sequence[str], limit: int = 10) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def describe(content: Mapping, path: str | os.PathLike) -> str:
+    """A checkpoint in a line: "AlignedReID on resnet50, 751 identities, epoch 300, rank-1 91.8 %".
+
+    Args:
+        content: what `read_checkpoint` returned.
+        path: where it came from, for the message of an error.
+
+    Raises:
+        ValueError: there is no state dict in it.
+    """
+    state = find_state_dict(content, path)
+    parts, kind = [_described(state) or "weights"], kind_of(state)
+    classes = state.get("classifier.weight", state.get("scale1.classifier.fc.weight"))
+    if kind in (ALIGNEDREID, MUDEEP) and classes is not None and classes.ndim:
+        parts.append(f"{len(classes)} identities")
+    if _lacks_local_branch(state):
+        parts.append("without a local branch")
+    if type(content.get("epoch")) is int:
+        published = kind == ALIGNEDREID and "rank1" in content and "settings" not in content
+        parts.append(f"epoch {content['epoch'] + published}")  # that program counts from 0, and names files from 1
+    if isinstance(content.get("rank1"), float | np.floating):
+        parts.append(f"rank-1 {100 * float(content['rank1']):.1f} %")
+    return ", ".join(parts)
+
+
+def _lacks_local_branch(names: Iterable[str]) -> bool:
+    return kind_of(names) == ALIGNEDREID and not any(name.startswith(_LOCAL_BRANCH) for name in names)
+
+
+def _described(names: Iterable[str]) -> str:
+    """The kind of a state dict, and the backbone where it is recognised."""
+    kind, backbone = kind_of(names), backbone_of(names)
+    if not kind or not backbone:
+        return kind
+    return f"{kind} {'of' if kind == IMAGENET else 'on'} {backbone}"

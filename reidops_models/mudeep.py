@@ -1,19 +1,19 @@
 """MuDeep_v2: three scales of a ResNet, their channels mixed as a common leader says, and twelve classifiers."""
 
 import copy
+import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock
 
-from .checkpoints import load_backbone
+from .backbones import make_resnet
+from .checkpoints import load_checkpoint
 from .recompute import attend, convolve_together, residual, stem
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 REGIONS = ("global", "top", "middle", "bottom")
 MAX_SCALES = 3
 
@@ -54,8 +54,8 @@ class MuDeepV2(nn.Module):
         attention: False leaves out the leader and the attention.
         backbone: "resnet50" as published, or "resnet18", "resnet34", "resnet101" of torchvision. A layer4 of fewer
             than three blocks is lengthened by copies of its last one.
-        weights: path to a torchvision ImageNet state dict to start from (its `fc` is left out, and each copy of
-            layer4 starts from the same weights); None starts from random weights.
+        weights: ImageNet weights to start from, a file or a name (each copy of layer4 starts from the same ones), or a
+            checkpoint; see `load_checkpoint`. None starts from random weights.
         feature_dim: length of a feature.
         leader_dim: channels of the leader.
         dropout: probability that a classifier does not see an entry of its feature in training.
@@ -65,8 +65,8 @@ class MuDeepV2(nn.Module):
 
     Raises:
         TypeError: a size is no whole number.
-        ValueError: an argument is out of range, or `weights` does not fit the backbone.
-        FileNotFoundError: `weights` does not exist.
+        ValueError: an argument is out of range, or `weights` do not fit.
+        OSError: `weights` do not exist, or cannot be downloaded.
 
     Source: Qian et al., Leader-based Multi-Scale Attention Deep Architecture for Person Re-identification, IEEE TPAMI
     42 (2020), section 3, and its published program.
@@ -84,6 +84,10 @@ class MuDeepV2(nn.Module):
         torch.Size([1, 12, 512])
     """
 
+    # What `load_checkpoint` has to know of the names.
+    trunk = ("conv.", "layer")
+    classifiers = tuple(f"scale{scale}{part}.classifier." for scale in (1, 2, 3) for part in ("", "_1", "_2", "_3"))
+
     def __init__(
         self,
         num_classes: int,
@@ -91,7 +95,7 @@ class MuDeepV2(nn.Module):
         *,
         attention: bool = True,
         backbone: str = "resnet50",
-        weights: str | None = None,
+        weights: str | os.PathLike | None = None,
         feature_dim: int = 512,
         leader_dim: int = 512,
         dropout: float = 0.5,
@@ -107,21 +111,17 @@ class MuDeepV2(nn.Module):
                 raise ValueError(f"{name} should be at least 1, got {value}")
         if num_scales not in range(1, MAX_SCALES + 1):
             raise ValueError(f"num_scales should be 1, 2 or 3, got {num_scales}")
-        if backbone not in BACKBONES:
-            raise ValueError(f"backbone should be one of {', '.join(BACKBONES)}, got {backbone!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout should be at least 0 and below 1, got {dropout}")
         self.num_scales, self.attention, self.feature_dim = num_scales, attention, feature_dim
-        self.recompute = recompute
+        self.backbone, self.recompute = backbone, recompute
 
-        trunk = getattr(torchvision.models, backbone)(weights=None)
-        if weights is not None:
-            load_backbone(trunk, weights)
+        trunk = make_resnet(backbone, last_stride=1)
         channels = trunk.fc.in_features
         first = (("conv", trunk.conv1), ("bn", trunk.bn1), ("relu", trunk.relu), ("pool", trunk.maxpool))
         self.conv = nn.Sequential(OrderedDict(first))
         self.layer1, self.layer2, self.layer3 = trunk.layer1, trunk.layer2, trunk.layer3
-        blocks = list(_without_stride(trunk.layer4))
+        blocks = list(trunk.layer4)
         blocks += [blocks[-1]] * (MAX_SCALES - len(blocks))
         for scale in range(1, num_scales + 1):
             copies = [copy.deepcopy(block) for block in blocks[:scale]]
@@ -140,6 +140,27 @@ class MuDeepV2(nn.Module):
         for scale in range(1, num_scales + 1):
             for name in _branch_names(scale):
                 self.add_module(name, _Branch(channels, feature_dim, num_classes, dropout))
+        if weights is not None:
+            load_checkpoint(self, weights)
+
+    def from_imagenet(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """ImageNet weights under the names they have in this model, those of layer4 once for each of its copies."""
+        last = max((int(name.split(".")[1]) for name in state if name.startswith("layer4.")), default=0)
+        named = {}
+        for name, tensor in state.items():
+            first, _, rest = name.partition(".")
+            if first == "layer4":
+                block, _, rest = rest.partition(".")
+                named |= {f"{place}.{rest}": tensor for place in self._places(int(block), last)}
+            elif first != "fc":
+                named[{"conv1": "conv.conv.", "bn1": "conv.bn."}.get(first, f"{first}.") + rest] = tensor
+        return named
+
+    def _places(self, block: int, last: int) -> list[str]:
+        """Where a block of layer4 stands in the scales; the last of a layer4 stands for those it lacks too."""
+        count = MAX_SCALES if block == last else block + 1
+        places = [(scale, n) for scale in range(1, self.num_scales + 1) for n in range(block, min(scale, count))]
+        return [f"layer4_{scale}.{n}" if scale > 1 else "layer4_1" for scale, n in places]
 
     def forward(self, images: Tensor) -> MuDeepOutput | Tensor:
         """Features of a batch of images (B, 3, height, width); see the class for what comes back in each mode."""
@@ -234,14 +255,6 @@ class _Branch(nn.Module):
 def _branch_names(scale: int) -> tuple[str, ...]:
     """The published names of a scale's branches: global, top, middle, bottom."""
     return (f"scale{scale}", *(f"scale{scale}_{part}" for part in range(1, len(REGIONS))))
-
-
-def _without_stride(stage: nn.Sequential) -> nn.Sequential:
-    """A ResNet stage whose first block keeps the size of the map."""
-    first = stage[0]
-    strided = first.conv1 if isinstance(first, BasicBlock) else first.conv2
-    strided.stride = first.downsample[0].stride = (1, 1)
-    return stage
 
 
 def average_regions(feature_map: Tensor) -> Tensor:

@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from reidops_models import AlignedReID
-from reidops_models.alignedreid import BACKBONES
-from reidops_models.checkpoints import fill, find_state_dict, read_checkpoint
+from reidops_models.backbones import BACKBONES
+from reidops_models.checkpoints import read_checkpoint
 from train import engine
 from train.data import ImageDataset, RandomIdentitySampler, ReIDDataset, test_transform, train_transform
-from train.data.paths import find_input
 from train.evaluate import DISTANCES, Distances, Evaluation, chosen_distances, evaluate, format_table
 from train.features import Features, extract_features, save_features
 from train.files import write_json
@@ -29,9 +28,11 @@ from train.script import (
     add_data_flags,
     add_precision_flags,
     add_reranking_flags,
+    add_weights_flags,
     draw_all,
     files,
     keep_best,
+    load_trained,
     make_loader,
     one_line_errors,
     pick_device,
@@ -41,6 +42,7 @@ from train.script import (
     require_evaluable,
     run_epochs,
     settle_processor,
+    start_from_weights,
     whole,
 )
 from train.settings import Settings, require_settings
@@ -54,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("model").add_argument
     add("-a", "--arch", default="resnet50", choices=BACKBONES)
-    add("--weights", metavar="PATH", help="torchvision ImageNet weights to start the trunk from")
+    add_weights_flags(add)
     add("--last-stride", type=int, default=2, choices=(1, 2), help="1: twice as many stripes (default 2, as published)")
 
     add = parser.add_argument_group("training").add_argument
@@ -87,6 +89,11 @@ def make_parser() -> argparse.ArgumentParser:
         "global_dmli say DMLI outright; all: the papers' table",
     )
     add("--unaligned", action="store_true", help="local distance stripe by stripe, without DMLI")
+    add(
+        "--stripes",
+        choices=("trunk", "branch"),
+        help="where the stripes of a test come from: the trunk, or the branch that is trained (default: as published)",
+    )
     add_reranking_flags(add)
     add("--pictures", action="store_true", help="write alignment.png, ranked.png and curves.png")
 
@@ -128,9 +135,9 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
         )
 
     engine.seed_everything(args.seed)
-    weights = find_input(args.weights, "weights") if args.weights else None
     identities = max(1, dataset.num_train_identities)  # none in a set that is only tested on
-    model = AlignedReID(identities, args.arch, weights=weights, last_stride=args.last_stride)
+    model = AlignedReID(identities, args.arch, last_stride=args.last_stride, stripes=args.stripes)
+    start_from_weights(args, model)
     model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     print(f"AlignedReID, {args.arch}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {device}")
 
@@ -139,8 +146,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
         content = read_checkpoint(args.resume)
         settings = settings_of(args, dataset)
         require_settings(content, settings.values, settings.model, args.resume)
-        skip = ("classifier.",)  # its identities need not be this data set's
-        fill(model, find_state_dict(content, args.resume), args.resume, skip)
+        load_trained(model, content, args.resume)
     else:
         history, training, features = train(args, dataset, model, device, gpus)
 

@@ -246,7 +246,7 @@ class Trainer:
         if missing:
             raise ValueError(
                 f"checkpoint {path} cannot be resumed: it holds no {', '.join(sorted(missing))}. Training resumes "
-                f"from last.pth; a file of weights alone serves --evaluate"
+                f"from last.pth; a file of weights alone serves --evaluate, or --weights to start from"
             )
         found = read_settings(content, path)
         ours = self.settings.values

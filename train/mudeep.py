@@ -23,11 +23,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reidops_models import MuDeepV2
-from reidops_models.checkpoints import fill, find_state_dict, read_checkpoint
-from reidops_models.mudeep import BACKBONES
+from reidops_models.backbones import RESNETS
+from reidops_models.checkpoints import find_state_dict, read_checkpoint
 from train import engine, processes
 from train.data import ImageDataset, RandomIdentitySampler, ReIDDataset, erasing_transform, test_transform
-from train.data.paths import find_input
 from train.domains import checkpoints_in, format_domains, read_domains
 from train.evaluate import PROTOCOLS, Distances, Evaluation, evaluate, format_table
 from train.features import Features, FlipAveraged, extract_features, save_features
@@ -40,9 +39,11 @@ from train.script import (
     add_data_flags,
     add_precision_flags,
     add_reranking_flags,
+    add_weights_flags,
     draw_all,
     files,
     keep_best,
+    load_trained,
     make_loader,
     one_line_errors,
     pick_device,
@@ -53,12 +54,11 @@ from train.script import (
     require_evaluable,
     run_epochs,
     settle_processor,
+    start_from_weights,
     whole,
 )
 from train.settings import Settings, read_settings, require_settings
 from train.visualize import draw_curves, draw_rankings
-
-CLASSIFIERS = tuple(f"scale{scale}{part}.classifier." for scale in (1, 2, 3) for part in ("", "_1", "_2", "_3"))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -67,8 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_data_flags(parser, height=384, width=192, workers=4)
 
     add = parser.add_argument_group("model").add_argument
-    add("-a", "--arch", default="resnet50", choices=BACKBONES)
-    add("--weights", metavar="PATH", help="torchvision ImageNet weights to start the backbone from")
+    add("-a", "--arch", default="resnet50", choices=RESNETS)
+    add_weights_flags(add)
     add("--num-scales", type=int, default=3, choices=(1, 2, 3))
     add("--no-attention", action="store_true", help="without the leader and its attention, for comparison")
     add("--num-classes", type=whole(1), help="how many training identities there should be (default: as there are)")
@@ -141,8 +141,9 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
         )
 
     engine.seed_everything(args.seed)
-    model = make_model(args, dataset).to(device)
-    model.to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
+    model = make_model(args, dataset)
+    start_from_weights(args, model)
+    model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"MuDeep_v2, {args.arch}, {args.num_scales} scales: {parameters:.1f} M parameters on {device}")
     history, training, tested = ([], None, None) if args.evaluate else train(args, dataset, model, device)
@@ -217,7 +218,6 @@ def make_model(args: argparse.Namespace, dataset: ReIDDataset | None) -> MuDeepV
         args.num_scales,
         attention=not args.no_attention,
         backbone=args.arch,
-        weights=find_input(args.weights, "weights") if args.weights else None,
         recompute=not args.no_recompute,
     )
 
@@ -250,7 +250,7 @@ def load(args: argparse.Namespace, model: MuDeepV2, path: Path, dataset: ReIDDat
             f"checkpoint {path} was trained on {classes} identities, and {where} {wanted}: look whether --dataset and "
             f"--root name its training set; other data sets are tested with --test-on"
         )
-    fill(model, state, path, CLASSIFIERS)
+    load_trained(model, content, path)
     trained_on = read_settings(content, path).get("dataset")
     return trained_on if isinstance(trained_on, str) else None
 

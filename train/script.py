@@ -8,10 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
+from reidops_models.checkpoints import IMAGENET, describe, kind_of, load_content, read_weights
+from reidops_models.imagenet import is_imagenet_name
+from reidops_models.reading import find_state_dict
 from train.data import ImageDataset, ReIDDataset, Sample, dataset_names, load_dataset
-from train.data.paths import prepare_output
+from train.data.paths import find_input, prepare_output
 from train.engine import Trainer, seed_everything, write_checkpoint
 from train.evaluate import Evaluation
 from train.features import Features
@@ -69,6 +73,36 @@ def add_precision_flags(add: Callable) -> None:
     """Mixed precision and memory layout."""
     add("--amp", nargs="?", const="auto", choices=("auto", "bf16", "fp16"), help="mixed precision (default: off)")
     add("--channels-last", action="store_true", help="channels-last layout: faster on most processors")
+
+
+def add_weights_flags(add: Callable) -> None:
+    """What a training starts from."""
+    add(
+        "--weights",
+        metavar="PATH|NAME",
+        help="what to start from: ImageNet weights for the backbone, a file or a name to download (imagenet, "
+        "IMAGENET1K_V2), or a checkpoint of this model to fine-tune",
+    )
+    add("--replace-classifier", action="store_true", help="--weights: all but the classifier, for other identities")
+
+
+def start_from_weights(args: argparse.Namespace, model: nn.Module) -> None:
+    """Fill a model as --weights and --replace-classifier say (ValueError, OSError)."""
+    if args.replace_classifier and not args.weights:
+        raise ValueError("--replace-classifier is said of the checkpoint in --weights: give that too")
+    if args.weights:
+        path = args.weights if is_imagenet_name(args.weights) else find_input(args.weights, "weights")
+        content = read_weights(model, path)
+        load_content(model, content, path, replace_classifier=args.replace_classifier)
+        print(f"starts from {path}: {describe(content, path)}")
+
+
+def load_trained(model: nn.Module, content: Mapping, path: str | Path) -> None:
+    """Fill a model to be tested with what a checkpoint holds, all but the classifiers (ValueError)."""
+    if kind_of(find_state_dict(content, path)) == IMAGENET:
+        raise ValueError(f"{path} holds ImageNet weights, no trained model: they are what --weights starts from")
+    load_content(model, content, path, replace_classifier=True)
+    print(f"loaded {path}: {describe(content, path)}")
 
 
 def require_evaluable(args: argparse.Namespace, dataset: ReIDDataset) -> None:
@@ -228,7 +262,7 @@ def one_line_errors(parser: argparse.ArgumentParser, last: Path | None = None) -
     """
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         parser.exit(2, f"error: {(str(error).strip() or type(error).__name__).splitlines()[-1]}\n")
     except KeyboardInterrupt:
         advice = f": continue with --resume {last}" if last is not None and last.is_file() else ""

@@ -1,12 +1,20 @@
 """Loading checkpoints: the layouts that are read, and what is refused with which words."""
 
+import argparse
 import os
+import pickle
+import struct
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 
 from reidops_models import AlignedReID, load_checkpoint
+from reidops_models.checkpoints import describe
+from reidops_models.reading import read_checkpoint
+from tests.reidops_models.plain_alignedreid import PlainAlignedReID, random_published, save_published
 
 
 def small_model(num_classes=5):
@@ -62,6 +70,102 @@ def test_skip_leaves_the_classifier(tmp_path, source):
     assert_same_weights(model, source, but=("classifier.",))
 
 
+def test_the_classifier_alone_is_replaced(tmp_path, source):
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "model.pth")
+    model = small_model(num_classes=9)
+    before = model.classifier.weight.clone()
+    with pytest.raises(
+        ValueError, match="trained on 5 identities, and the model has 9 classes: .*--replace-classifier"
+    ):
+        load_checkpoint(model, tmp_path / "model.pth")
+    load_checkpoint(model, tmp_path / "model.pth", replace_classifier=True)
+    assert torch.equal(model.classifier.weight, before)
+    assert_same_weights(model, source, but=("classifier.",))
+    torch.save({"state_dict": source.state_dict() | {"bn.bias": torch.ones(3)}}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="wrong shape: bn.bias"):
+        load_checkpoint(model, tmp_path / "model.pth", replace_classifier=True)
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "densenet121"])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_features_from_a_published_file_are_those_of_the_published_class(tmp_path, monkeypatch, backbone, aligned):
+    source, path = random_published(backbone=backbone, aligned=aligned), tmp_path / "checkpoint_ep300.pth.tar"
+    save_published(source, path, monkeypatch, parallel=aligned)
+    model = AlignedReID(751, backbone, stripes=None if aligned else "trunk").eval()
+    load_checkpoint(model, path)
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        expected = source(images)
+        assert expected[1].shape[2] == (128 if aligned and backbone == "densenet121" else source.classifier.in_features)
+        for ours, theirs in zip(model(images), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    about = f"AlignedReID on {backbone}, 751 identities, " + ("" if aligned else "without a local branch, ")
+    assert describe(read_checkpoint(path), path) == about + "epoch 300, rank-1 91.8 %"
+
+
+def test_a_file_without_local_branch_needs_an_evaluation_without_it(tmp_path, source):
+    weights = {name: x for name, x in source.state_dict().items() if not name.startswith(("bn.", "conv1."))}
+    torch.save({"state_dict": weights}, tmp_path / "model.pth")
+    model = load_checkpoint(small_model(), tmp_path / "model.pth")
+    assert_same_weights(model, source, but=("bn.", "conv1."))
+    with pytest.raises(ValueError, match="missing: bn.weight.*no local branch.*stripes 'trunk'"):
+        load_checkpoint(AlignedReID(5, "resnet18", stripes="branch"), tmp_path / "model.pth")
+    torch.save({"state_dict": weights | {"bn.bias": source.bn.bias}}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="missing: bn.weight, bn.running_mean"):  # a part of it is no branch
+        load_checkpoint(small_model(), tmp_path / "model.pth")
+
+
+def test_another_backbone_is_named(tmp_path, source):
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="like AlignedReID on resnet18, and the model is AlignedReID on resnet34"):
+        load_checkpoint(AlignedReID(5, "resnet34"), tmp_path / "model.pth")
+
+
+def test_the_published_shufflenet_is_refused(tmp_path):
+    names = ("conv1.0.weight", "stage2.0.conv1.weight", "stage4.3.bn3.bias", "classifier.weight")
+    torch.save({"state_dict": dict.fromkeys(names, torch.ones(2))}, tmp_path / "shufflenet.pth.tar")
+    with pytest.raises(ValueError, match="published ShuffleNet, version 1, which no library keeps"):
+        load_checkpoint(AlignedReID(5, "shufflenet"), tmp_path / "shufflenet.pth.tar")
+
+
+def test_our_own_epochs_count_from_one(source):
+    content = {"state_dict": source.state_dict(), "settings": {"arch": "resnet18"}, "epoch": 12, "rank1": 0.5}
+    assert describe(content, "best.pth") == "AlignedReID on resnet18, 5 identities, epoch 12, rank-1 50.0 %"
+
+
+def python_2_checkpoint():
+    """What torch 0.4 under Python 2 writes of {"state_dict": {"fc.weight": [[0, 1, 2], [3, 4, 5]]}, "rank1": 0.9}."""
+
+    def text(value):  # Python 2 pickles a str as bytes
+        return b"U" + bytes([len(value)]) + value
+
+    def name(module, thing):
+        return f"c{module}\n{thing}\n".encode()
+
+    storage = b"(" + text(b"storage") + name("torch", "FloatStorage") + text(b"7") + text(b"cuda:0") + b"K\x06NtQ"
+    hooks = name("collections", "OrderedDict") + b"]\x85R"
+    tensor = (
+        name("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + b"K\0K\2K\3\x86K\3K\1\x86\x89" + hooks + b"tR"
+    )
+    state = name("collections", "OrderedDict") + b"](](" + text(b"fc.weight") + tensor + b"ee\x85R"
+    dtype = (
+        name("numpy", "dtype") + b"(" + text(b"f4") + b"K\0K\1tR(K\3" + text(b"<") + b"NNN" + 2 * b"J\xff\xff\xff\xff"
+    )
+    rank = name("numpy.core.multiarray", "scalar") + dtype + b"K\0tb" + text(np.float32(0.9).tobytes()) + b"\x86R"
+    body = b"\x80\2}(" + text(b"state_dict") + state + text(b"rank1") + rank + b"u."
+    heads = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True})
+    keys = b"\x80\2](" + text(b"7") + b"e."
+    data = struct.pack("<q", 6) + np.arange(6, dtype=np.float32).tobytes()
+    return b"".join(pickle.dumps(head, 2) for head in heads) + body + keys + data
+
+
+def test_python_2_wrote_it(tmp_path):
+    (tmp_path / "old.pth.tar").write_bytes(python_2_checkpoint())
+    content = read_checkpoint(tmp_path / "old.pth.tar")
+    assert content["rank1"] == np.float32(0.9)
+    assert content["state_dict"]["fc.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_mismatch_lists_the_names_and_leaves_the_model(tmp_path, source):
     weights = dict(source.state_dict())
     weights["extra.weight"] = weights.pop("bn.bias")
@@ -103,10 +207,25 @@ class Surprise:
         return os.system, ("true",)
 
 
-def test_code_in_a_file_is_not_run(tmp_path):
-    torch.save({"state_dict": Surprise()}, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="cannot be read"):
+@pytest.mark.parametrize("zip_format", [True, False])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"state_dict": Surprise()}, f"{os.system.__module__}.system"),
+        ({"state_dict": {"fc.bias": torch.ones(2)}, "args": argparse.Namespace(lr=0.1)}, "argparse.Namespace"),
+        (PlainAlignedReID(3, "resnet18"), "tests.reidops_models.plain_alignedreid.PlainAlignedReID"),
+        (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_code_in_a_file_is_not_run(tmp_path, content, named, zip_format):
+    torch.save(content, tmp_path / "model.pth", _use_new_zipfile_serialization=zip_format)
+    with pytest.raises(ValueError) as caught:
         load_checkpoint(small_model(), tmp_path / "model.pth")
+    assert f"cannot be read: it holds Python objects ({named}), and reading those can run any code." in str(
+        caught.value
+    )
+    assert "torch.save(model.state_dict(), 'weights.pth')" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +244,52 @@ def test_not_a_checkpoint(tmp_path, content, message):
         load_checkpoint(small_model(), tmp_path / "model.pth")
 
 
+def write_archives(folder):
+    (folder / "notes.txt").write_text("no tensors")
+    with zipfile.ZipFile(folder / "model.zip", "w") as archive:
+        archive.write(folder / "notes.txt", "notes.txt")
+    with tarfile.open(folder / "model.tar", "w") as archive:
+        archive.add(folder / "notes.txt", "notes.txt")
+    torch.jit.script(torch.nn.Identity()).save(str(folder / "script.pt"))
+
+
+def test_archives_are_told_from_checkpoints(tmp_path):
+    write_archives(tmp_path)
+    for name, words in (
+        ("model.zip", "it is a packed archive: unpack it"),
+        ("model.tar", "it is a packed archive: unpack it"),
+        ("script.pt", "it holds Python objects (a TorchScript program)"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            read_checkpoint(tmp_path / name)
+        assert f"{name} (" in str(caught.value) and words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("begins", "words"),
+    [
+        (b"", "it is empty: copy or download it again"),
+        (b"\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "it is a web page: follow the link"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "it is a Git LFS pointer, .* `git lfs pull`"),
+        (b"\x1f\x8b\x08\0", "it is a packed archive"),
+        (b"PK\3\4" + bytes(100), "it is cut short"),
+        (b"\x40\0\0\0\0\0\0\0{" + bytes(100), "it is a safetensors file: .*safetensors.torch.load_file"),
+        (b"\x89PNG\r\n", "it is damaged, or no file of torch's: copy or download it again"),
+        (b"\x80\x04\x95", "it holds Python objects"),
+    ],
+)
+def test_files_that_are_no_checkpoints_say_what_they_are(tmp_path, begins, words):
+    (tmp_path / "model.pth").write_bytes(begins)
+    with pytest.raises(ValueError, match=rf"model.pth \({len(begins)} bytes\) cannot be read: {words}") as caught:
+        read_checkpoint(tmp_path / "model.pth")
+    assert "\n" not in str(caught.value)
+
+
 def test_text_and_no_file(tmp_path):
     (tmp_path / "notes.pth").write_text("not a checkpoint")
     with pytest.raises(ValueError, match="cannot be read"):
         load_checkpoint(small_model(), tmp_path / "notes.pth")
     with pytest.raises(FileNotFoundError, match="nowhere.pth"):
         load_checkpoint(small_model(), tmp_path / "nowhere.pth")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        load_checkpoint(small_model(), tmp_path)

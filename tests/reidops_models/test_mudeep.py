@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from reidops_models import MuDeepOutput, MuDeepV2, load_checkpoint
-from reidops_models.mudeep import BACKBONES
+from reidops_models.backbones import RESNETS
 from reidops_models.recompute import attend
 from tests.reidops_models.plain_mudeep import plain_mudeep
 
@@ -262,6 +262,28 @@ def test_published_checkpoints_load(tmp_path):
             assert torch.equal(model.state_dict()[key], tensor), (name, key)
 
 
+def test_features_from_a_published_file_are_those_of_the_published_network(tmp_path):
+    source = random_model(**SMALL, classes=751).float()
+    layout = {"state_dict": nn.DataParallel(source).state_dict(), "epoch": 160, "optimizer": {"state": {}}}
+    torch.save(layout, tmp_path / "market_160.pkl", _use_new_zipfile_serialization=False)
+    model, images = (
+        load_checkpoint(MuDeepV2(751, **SMALL), tmp_path / "market_160.pkl").eval(),
+        torch.rand(2, 3, 96, 48),
+    )
+    with torch.no_grad():
+        expected, _ = plain_mudeep(source.state_dict(), images)
+        torch.testing.assert_close(model(images), torch.stack(expected, dim=1), rtol=1e-5, atol=1e-5)
+
+
+def test_the_classifiers_alone_are_replaced(tmp_path):
+    source, model = MuDeepV2(751, **SMALL), MuDeepV2(702, **SMALL)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "market.pkl")
+    before = copy.deepcopy(model.state_dict())
+    load_checkpoint(model, tmp_path / "market.pkl", replace_classifier=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name] if ".classifier." in name else source.state_dict()[name]), name
+
+
 def test_checkpoints_that_do_not_fit_say_why(tmp_path):
     source = MuDeepV2(751, **SMALL).state_dict()
     torch.save({"state_dict": source}, tmp_path / "market.pkl")
@@ -287,7 +309,7 @@ def test_imagenet_weights_fill_every_copy_of_the_last_stage(tmp_path):
         MuDeepV2(7, backbone="resnet18", weights=tmp_path / "nowhere.pth")
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", RESNETS)
 def test_every_backbone_can_be_made(backbone):
     with torch.device("meta"):
         model = MuDeepV2(7, backbone=backbone)

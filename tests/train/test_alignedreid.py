@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+import torchvision
 
 from reidops_models import AlignedReID
 from tests.train.checks import assert_picture, assert_table
@@ -192,6 +194,9 @@ def test_published_flags_and_defaults():
         (["--train-fraction", "0.5"], "takes no options, got train_fraction"),
         (["--evaluate"], "--evaluate needs the model's checkpoint in --resume"),
         (["--evaluate", "--resume", "nowhere.pth"], "nowhere.pth does not exist"),
+        (["--replace-classifier"], "--replace-classifier is said of the checkpoint in --weights: give that too"),
+        (["--weights", "nowhere.pth"], "no weights at 'nowhere.pth'"),
+        (["-a", "densenet121", "--last-stride", "1"], "last_stride=1 is for resnet18"),
         (["--amp", "fp16"], "--amp fp16 needs a GPU"),
         (["--train-batch", "7"], "multiple of num_instances"),
         (["--lr", "1e30"], "training has diverged; lower --lr"),
@@ -212,6 +217,34 @@ def test_a_checkpoint_of_another_backbone_is_refused(run_small, tmp_path):
     torch.save({"state_dict": AlignedReID(8, "resnet34").state_dict()}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="does not fit AlignedReID: unexpected: base.4.2"):
         run_small(tmp_path, "--evaluate", "--resume", tmp_path / "other.pth")
+
+
+def test_fine_tuning_on_other_identities(run_small, tmp_path, capsys):
+    path = tmp_path / "published.pth.tar"
+    torch.save({"state_dict": AlignedReID(9, "resnet18").state_dict(), "rank1": 0.918, "epoch": 299}, path)
+    flags = ["--max-epoch", 0, "--weights", path]
+    with pytest.raises(ValueError, match="9 identities, and the model has 8 classes: .*--replace-classifier"):
+        run_small(tmp_path / "run", *flags)
+    assert run_small(tmp_path / "run", *flags, "--replace-classifier")["rows"]
+    about = "AlignedReID on resnet18, 9 identities, epoch 300, rank-1 91.8 %"
+    assert f"starts from {path}: {about}\n" in capsys.readouterr().out
+    assert run_small(tmp_path / "test", "--evaluate", "--resume", path, "--stripes", "branch")["rows"]
+    assert f"loaded {path}: {about}\n" in capsys.readouterr().out
+
+
+def test_imagenet_weights_are_not_evaluated(run_small, tmp_path):
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
+    with pytest.raises(ValueError, match="resnet18.pth holds ImageNet weights, no trained model"):
+        run_small(tmp_path, "--evaluate", "--resume", tmp_path / "resnet18.pth")
+
+
+def test_a_missing_package_is_one_line(small_people, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(SystemExit):
+        alignedreid.main(["-d", "synthetic", "--root", str(small_people), "-a", "inceptionv4", "--use-cpu",
+                          "--save-dir", str(tmp_path)])  # fmt: skip
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: backbone 'inceptionv4' is timm's") and error.endswith("pip install timm")
 
 
 def test_real_images(data_folder, monkeypatch, tmp_path):

@@ -330,7 +330,7 @@ def test_files_of_others_are_left_alone(run_mudeep, tmp_path):
 def test_a_damaged_checkpoint_does_not_cost_the_others(run_mudeep, trained, tmp_path):
     shutil.copyfile(trained[0] / "people_2.pkl", tmp_path / "people_2.pkl")
     (tmp_path / "people_4.pkl").write_bytes((trained[0] / "people_4.pkl").read_bytes()[:1000])
-    with pytest.raises(ValueError, match="people_4.pkl .* is damaged, cut short"):
+    with pytest.raises(ValueError, match="people_4.pkl .* it is cut short: copy or download"):
         run_mudeep(tmp_path / "out", "--evaluate", tmp_path)
     rows = json.loads((tmp_path / "out" / "results_test.json").read_text())["rows"]
     assert [row["epoch"] for row in rows] == [2, 2]
