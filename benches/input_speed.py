@@ -7,9 +7,10 @@
 Four tables: what an image costs, part by part; the loader by processes and by way of reading; the step of AlignedReID's
 ResNet-50 on batches that are there; and, on a GPU, both together. The ways of reading are
 
-    before     Pillow, and torchvision's ToTensor and Normalize
-    off, ram, folder    the scripts' --cache: Pillow and our normalisation, without a cache and with one
-    bytes      as ram, but whole numbers leave the loader, and the device normalises; not in the scripts
+    before              Pillow, and torchvision's ToTensor and Normalize
+    floats              Pillow, and our normalisation in the loader, as train.mudeep trains
+    floats, ram         the same from a cache
+    off, ram, folder    what train.alignedreid does with --cache: bytes leave the loader, and the device normalises
 
 Images are noise of a photograph's smoothness in 128 x 64, a few kilobytes each, as Market-1501's are; with REIDOPS_DATA
 also its vehicles, some 400 x 650.
@@ -22,7 +23,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +38,15 @@ from torchvision import transforms
 from benches import process
 from reidops_models import AlignedReID
 from train import engine
-from train.data import ImageCache, ImageDataset, Random2DTranslation, Sample, read_image, train_transform
+from train.data import ImageCache, ImageDataset, Random2DTranslation, Sample, read_image, to_device, train_transform
 from train.data.dataset import list_images
-from train.data.transforms import IMAGENET_MEAN, IMAGENET_STD, NormalizedTensor
+from train.data.transforms import IMAGENET_MEAN, IMAGENET_STD, NormalizedTensor, to_bytes
 from train.files import write_json
 from train.log import describe_machine
 from train.losses import ReIDLoss
 
 SIZE, IDENTITIES = (256, 128), 751
-WAYS = ("before", "off", "ram", "folder", "bytes")
+WAYS = ("before", "floats", "floats, ram", "off", "ram", "folder")
 ENOUGH = 1.1  # a loader this much faster than the step does not make it wait
 
 # ------------------------------------------------------------------------------------------------------------- images
@@ -74,24 +75,12 @@ class Again(Dataset):
         return self.inner[index % len(self.inner)]
 
 
-def to_bytes(image: Image.Image) -> Tensor:
-    """(height, width, 3) whole numbers."""
-    return torch.from_numpy(np.array(image))
-
-
 def transform_of(way: str) -> Callable:
     """AlignedReID's training transform, in that way."""
-    if way not in ("before", "bytes"):
-        return train_transform(*SIZE)
-    end = [to_bytes] if way == "bytes" else [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    if way != "before":
+        return train_transform(*SIZE, raw=not way.startswith("floats"))
+    end = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     return transforms.Compose([Random2DTranslation(*SIZE), transforms.RandomHorizontalFlip(), *end])
-
-
-def normalize_on_device(images: Tensor) -> Tensor:
-    """(B, height, width, 3) whole numbers to (B, 3, height, width) floats, the same to the last bit as a loader's."""
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    full = torch.tensor(255.0, device=images.device)  # a GPU divides by a plain number with one rounding more
-    return images.permute(0, 3, 1, 2).float().div_(full).sub_(mean).div_(std)
 
 
 # -------------------------------------------------------------------------------------------------- parts of one image
@@ -99,7 +88,8 @@ def normalize_on_device(images: Tensor) -> Tensor:
 
 def parts(paths: Sequence[str]) -> dict[str, dict]:
     """Microseconds of processor time for each part of the way, in one thread, and how far two ways of it differ."""
-    paths = paths[:100]
+    threads, paths = torch.get_num_threads(), paths[:100]
+    torch.set_num_threads(1)  # as in a loader's process
     decoded = [read_image(path) for path in paths]
     resized = [Random2DTranslation(*SIZE, p=1)(image) for image in decoded]
     arrays = [np.asarray(image) for image in decoded]
@@ -136,6 +126,7 @@ def parts(paths: Sequence[str]) -> dict[str, dict]:
         "NormalizedTensor": {"us": cost(NormalizedTensor(), resized), "differs_by": normal},
         "to bytes": {"us": cost(to_bytes, resized)},
     }
+    torch.set_num_threads(threads)
     return found
 
 
@@ -188,7 +179,7 @@ def loaders(args: argparse.Namespace, sets: dict[str, list[str]], folder: Path) 
             begin = time.perf_counter()
             cache.add(paths)
             found[name]["fill_s"][way] = time.perf_counter() - begin
-        readers["bytes"] = readers["ram"]
+        readers["floats, ram"] = readers["ram"]
         for way in WAYS:
             datasets[name][way] = images = ImageDataset(samples, transform_of(way), readers[way])
             found[name][way] = {workers: loader_speed(args, images, workers) for workers in args.workers}
@@ -215,13 +206,12 @@ def make_trainer(args: argparse.Namespace) -> engine.Trainer:
     )
 
 
-def speed_of(trainer: engine.Trainer, batches: Sequence, normalize: bool = False) -> float:
-    """Images a second of training on batches; the median of its steps, so that the start does not count."""
+def speed_of(trainer: engine.Trainer, batches: Iterable) -> float:
+    """Images a second of training on batches, in the second half of them: the start does not count."""
     trainer.model.train()
     times, begin = [], time.perf_counter()
     for images, identities, _ in batches:
-        images = images.to(trainer.device, non_blocking=True)
-        images = normalize_on_device(images) if normalize else images.to(memory_format=trainer.memory_format)
+        images = to_device(images, trainer.device, trainer.memory_format)
         trainer._step(images, identities.to(trainer.device, non_blocking=True))
         times.append(time.perf_counter() - begin)
         begin = time.perf_counter()
@@ -239,12 +229,12 @@ def step_speed(args: argparse.Namespace, trainer: engine.Trainer) -> float:
 def together(args: argparse.Namespace, trainer: engine.Trainer, datasets: dict[str, Dataset]) -> dict:
     """Images a second of training, input and all, by way and number of processes."""
     found: dict[str, dict[int, float]] = {}
-    for way in ("before", "off", "ram", "bytes"):
+    for way in ("before", "floats", "off", "ram"):
         found[way] = {}
         for workers in sorted({min(4, max(args.workers)), max(args.workers)}):
             loader = make_loader(args, datasets[way], workers, args.batch * 60)
             batches = ((images, torch.arange(args.batch) // 4, None) for images, *_ in loader)
-            found[way][workers] = speed_of(trainer, batches, way == "bytes")
+            found[way][workers] = speed_of(trainer, batches)
     return found
 
 
@@ -265,10 +255,10 @@ def table(results: dict) -> str:
         fill = ", ".join(f"{way} {seconds:.2f} s" for way, seconds in found["fill_s"].items())
         lines.append(f"{name}: images a second of the loader, times those of the step ({step:.0f}); to fill: {fill}")
         workers = list(found[WAYS[0]])
-        lines.append(f"  {'processes':<10}" + "".join(f"{count:>16}" for count in workers))
+        lines.append(f"  {'processes':<13}" + "".join(f"{count:>16}" for count in workers))
         for way in WAYS:
             speeds = [found[way][count]["images_per_second"] for count in workers]
-            lines.append(f"  {way:<10}" + "".join(f"{speed:>9.0f} {speed / step:>4.1f} x" for speed in speeds))
+            lines.append(f"  {way:<13}" + "".join(f"{speed:>9.0f} {speed / step:>4.1f} x" for speed in speeds))
     for way, speeds in results.get("together", {}).items():
         words = ", ".join(f"{speed:.0f} with {count} processes" for count, speed in speeds.items())
         lines.append(f"training, images a second, {way}: {words}")
@@ -282,12 +272,7 @@ def verdict(results: dict) -> list[str]:
         for way in ("off", "ram"):
             speeds = {count: figures["images_per_second"] for count, figures in found[way].items()}
             enough = [count for count, speed in speeds.items() if speed >= ENOUGH * step]
-            best = max(speeds.values())
-            words = (
-                f"-j {min(enough)} is enough"
-                if enough
-                else f"the model waits: {best:.0f} of {step:.0f} images a second"
-            )
+            words = f"-j {min(enough)} is enough" if enough else f"the model waits: at most {max(speeds.values()):.0f}"
             lines.append(f"{name}, --cache {way}: {words}")
     return lines
 

@@ -204,7 +204,7 @@ def train(
         trainer.resume(args.resume)
         print(f"resumed from {args.resume} after epoch {trainer.epoch}")
     sampler = RandomIdentitySampler(dataset.train, args.train_batch, args.num_instances, seed=args.seed)
-    images = ImageDataset(dataset.train, train_transform(args.height, args.width), dataset.read)
+    images = ImageDataset(dataset.train, train_transform(args.height, args.width, raw=True), dataset.read)
     loader = make_loader(args, images, device, args.train_batch, sampler=sampler, drop_last=True)
 
     prepare_folder(folder, args.resume, (r"best\.pth", r"last\.pth", r"log\.jsonl"))
@@ -241,7 +241,7 @@ def finish_epoch(
 
 def extract(args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device) -> Features:
     """Features of the query and gallery images of a data set."""
-    transform = test_transform(args.height, args.width)
+    transform = test_transform(args.height, args.width, raw=True)
     loaders = [
         make_loader(args, ImageDataset(samples, transform, dataset.read), device, args.test_batch)
         for samples in (dataset.query, dataset.gallery)

@@ -335,7 +335,7 @@ def finish_epoch(
 
 def extract(args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device) -> Features:
     """Test features of the query and gallery images: the mean over image and mirror image, of unit length."""
-    transform = test_transform(args.height, args.width, bicubic=True)
+    transform = test_transform(args.height, args.width, bicubic=True, raw=True)
     loaders = [
         make_loader(args, ImageDataset(processes.share(samples), transform, dataset.read), device, args.test_batch)
         for samples in (dataset.query, dataset.gallery)

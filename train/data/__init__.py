@@ -20,7 +20,7 @@ from train.data.market1501 import load_market1501, load_partial
 from train.data.paths import find_input
 from train.data.samplers import RandomIdentitySampler
 from train.data.scan import find_bad
-from train.data.transforms import Random2DTranslation, erasing_transform, test_transform, train_transform
+from train.data.transforms import Random2DTranslation, erasing_transform, test_transform, to_device, train_transform
 
 _DUKE = ("dukemtmc-reid/DukeMTMC-reID", "DukeMTMC-reID")
 
@@ -61,6 +61,7 @@ __all__ = [
     "make_partial_queries",
     "read_image",
     "test_transform",
+    "to_device",
     "train_transform",
     "write_synthetic",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from PIL import Image
@@ -61,19 +63,54 @@ class NormalizedTensor:
         return "NormalizedTensor()"
 
 
-def train_transform(height: int, width: int) -> transforms.Compose:
+def to_bytes(image: Image.Image) -> Tensor:
+    """The whole numbers of an RGB image, (height, width, 3), for ``to_device``."""
+    return torch.from_numpy(np.array(image))
+
+
+def to_device(
+    images: Tensor, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """A batch as the model takes it: on its device, normalised.
+
+    Bytes are a quarter of what loading processes hand over and what goes to a GPU; the device makes of them the same
+    floats as ``NormalizedTensor``, bit for bit.
+
+    Args:
+        images: (B, 3, height, width) floats, which stay as they are, or (B, height, width, 3) bytes.
+        device: where the model is.
+        memory_format: of the result.
+
+    Returns:
+        (B, 3, height, width) floats.
+    """
+    if images.dtype != torch.uint8:
+        return images.to(device, memory_format=memory_format, non_blocking=True)
+    full, mean, std = _constants(device)
+    images = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    return images.contiguous(memory_format=memory_format).div_(full).sub_(mean).div_(std)
+
+
+@lru_cache
+def _constants(device: torch.device) -> tuple[Tensor, ...]:
+    """255, mean and deviation; 255 as a tensor because a GPU divides by a plain number with one rounding more."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return torch.tensor(255.0, device=device), mean, std
+
+
+def train_transform(height: int, width: int, raw: bool = False) -> transforms.Compose:
     """The published training augmentation: random translation, horizontal flip, ImageNet normalisation.
 
     Args:
         height: pixels.
         width: pixels.
+        raw: give bytes (height, width, 3), which ``to_device`` normalises.
 
     Returns:
         A callable from an RGB ``PIL.Image`` to a float32 tensor (3, height, width).
     """
-    return transforms.Compose(
-        [Random2DTranslation(height, width), transforms.RandomHorizontalFlip(), NormalizedTensor()]
-    )
+    end = to_bytes if raw else NormalizedTensor()
+    return transforms.Compose([Random2DTranslation(height, width), transforms.RandomHorizontalFlip(), end])
 
 
 def erasing_transform(height: int, width: int, erasing: float = 0.5) -> transforms.Compose:
@@ -96,13 +133,14 @@ def erasing_transform(height: int, width: int, erasing: float = 0.5) -> transfor
     return transforms.Compose([resize, transforms.RandomHorizontalFlip(), NormalizedTensor(), erase])
 
 
-def test_transform(height: int, width: int, bicubic: bool = False) -> transforms.Compose:
+def test_transform(height: int, width: int, bicubic: bool = False, raw: bool = False) -> transforms.Compose:
     """The transform of queries and gallery: resize and ImageNet normalisation, nothing random.
 
     Args:
         height: pixels.
         width: pixels.
         bicubic: resize by bicubic interpolation, as MuDeep_v2 does, rather than by bilinear.
+        raw: give bytes (height, width, 3), which ``to_device`` normalises.
 
     Returns:
         A callable from an RGB ``PIL.Image`` to a float32 tensor (3, height, width).
@@ -112,7 +150,7 @@ def test_transform(height: int, width: int, bicubic: bool = False) -> transforms
         torch.Size([3, 128, 64])
     """
     mode = transforms.InterpolationMode.BICUBIC if bicubic else transforms.InterpolationMode.BILINEAR
-    return transforms.Compose([transforms.Resize((height, width), mode), NormalizedTensor()])
+    return transforms.Compose([transforms.Resize((height, width), mode), to_bytes if raw else NormalizedTensor()])
 
 
 test_transform.__test__ = False  # its name is the field's word; pytest should not collect it
