@@ -22,6 +22,7 @@ from train.data import ImageDataset, RandomIdentitySampler, ReIDDataset, test_tr
 from train.evaluate import DISTANCES, Distances, Evaluation, chosen_distances, evaluate, format_table
 from train.features import Features, extract_features, save_features
 from train.files import write_json
+from train.images import add_image_flags, open_images, report_skipped
 from train.log import Log, describe_machine
 from train.losses import ReIDLoss
 from train.script import (
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Every flag, grouped as the published script groups them."""
     parser = argparse.ArgumentParser(prog="python -m train.alignedreid", description="Train and evaluate AlignedReID.")
     add_data_flags(parser, height=256, width=128, workers=4)
+    add_image_flags(parser.add_argument_group("images").add_argument)
 
     add = parser.add_argument_group("model").add_argument
     add("-a", "--arch", default="resnet50", choices=BACKBONES)
@@ -115,7 +117,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
 
     Returns:
         What is written to results.json (results_test.json with --evaluate):
-        {"dataset", "seconds", "rows", "training", "machine", "arguments"}.
+        {"dataset", "seconds", "rows", "skipped", "training", "machine", "arguments"}.
     """
     start = time.perf_counter()
     if args.evaluate and not args.resume:
@@ -133,6 +135,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
             f"--train-batch {args.train_batch} with --num-instances {args.num_instances} makes batches of one person, "
             f"and the triplet losses compare people: give at least --train-batch {2 * args.num_instances}"
         )
+    dataset, _ = open_images(args, dataset, [dataset])
 
     engine.seed_everything(args.seed)
     identities = max(1, dataset.num_train_identities)  # none in a set that is only tested on
@@ -159,10 +162,12 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
     options = {"k1": args.k1, "k2": args.k2, "lambda_value": args.lambda_value}
     evaluations = evaluate(features, distances, reranking=args.reranking, **options)
     print(format_table(evaluations))
+    report_skipped(dataset)
     results = {
         "dataset": dataset.name,
         "seconds": time.perf_counter() - start,
         "rows": [evaluation.row() for evaluation in evaluations],
+        "skipped": {dataset.name: dataset.skipped} if dataset.skipped else {},
         "training": training,
         "machine": describe_machine(device),
         "arguments": vars(args),
@@ -207,7 +212,7 @@ def train(
         trainer.resume(args.resume)
         print(f"resumed from {args.resume} after epoch {trainer.epoch}")
     sampler = RandomIdentitySampler(dataset.train, args.train_batch, args.num_instances, seed=args.seed)
-    images = ImageDataset(dataset.train, train_transform(args.height, args.width))
+    images = ImageDataset(dataset.train, train_transform(args.height, args.width, raw=True), dataset.read)
     loader = make_loader(args, images, device, args.train_batch, sampler=sampler, drop_last=True)
 
     prepare_folder(folder, args.resume, (r"best\.pth", r"last\.pth", r"log\.jsonl"))
@@ -234,9 +239,9 @@ def finish_epoch(
 
 def extract(args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device) -> Features:
     """Features of the query and gallery images of a data set."""
-    transform = test_transform(args.height, args.width)
+    transform = test_transform(args.height, args.width, raw=True)
     loaders = [
-        make_loader(args, ImageDataset(samples, transform), device, args.test_batch)
+        make_loader(args, ImageDataset(samples, transform, dataset.read), device, args.test_batch)
         for samples in (dataset.query, dataset.gallery)
     ]
     return extract_features(model, *loaders, device)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from reidops_models.checkpoints import fill, find_state_dict, read_checkpoint
 from train import processes
+from train.data import to_device
 from train.files import written_whole
 from train.settings import Settings, flag, read_settings, require_settings
 
@@ -162,7 +163,7 @@ class Trainer:
         """Train for one epoch.
 
         Args:
-            loader: batches of (images (B, 3, height, width), identities (B,), cameras (B,)).
+            loader: batches of (images (B, 3, height, width), or bytes for `to_device`, identities (B,), cameras (B,)).
 
         Returns:
             Means over the epoch: the losses, "accuracy" of the classifier, "lr", "seconds" and "images_per_second".
@@ -178,7 +179,7 @@ class Trainer:
         learning_rate = max(group["lr"] for group in self.optimizer.param_groups)
         bar = tqdm(loader, desc=f"epoch {self.epoch + 1}", unit="batch", leave=False, disable=processes.quiet())
         for batch, (images, identities, _) in enumerate(bar):
-            images = images.to(self.device, memory_format=self.memory_format, non_blocking=True)
+            images = to_device(images, self.device, self.memory_format)
             identities = identities.to(self.device, non_blocking=True)
             try:
                 *losses, right = self._step(images, identities)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from train import processes
+from train.data import to_device
 from train.files import written_whole
 
 
@@ -51,8 +52,8 @@ def extract_features(
 
     Args:
         model: maps images to (global_features (B, D), local_features (B, stripes, d)), or to global features alone.
-        query_loader, gallery_loader: batches of (images, identities, cameras), at least one; where several processes
-            work together, of this process's share of the images.
+        query_loader, gallery_loader: batches of (images, identities, cameras), at least one, the images as `to_device`
+            takes them; where several processes work together, of this process's share of the images.
         device: where the model is.
 
     Returns:
@@ -63,8 +64,9 @@ def extract_features(
     for name, loader in (("query", query_loader), ("gallery", gallery_loader)):
         batches = []
         for images, identities, cameras in tqdm(loader, desc=name, unit="batch", leave=False, disable=quiet):
+            images = to_device(images, device)
             with torch.inference_mode():
-                output = model(images.to(device, non_blocking=True))
+                output = model(images)
             outputs = {name: output} if isinstance(output, Tensor) else {name: output[0], f"{name}_local": output[1]}
             found = {part: features.float().cpu() for part, features in outputs.items()}
             batches.append(found | {f"{name}_ids": identities, f"{name}_cameras": cameras})

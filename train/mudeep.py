@@ -31,6 +31,7 @@ from train.domains import checkpoints_in, format_domains, read_domains
 from train.evaluate import PROTOCOLS, Distances, Evaluation, evaluate, format_table
 from train.features import Features, FlipAveraged, extract_features, save_features
 from train.files import write_json
+from train.images import add_image_flags, open_images, report_skipped
 from train.leader import draw_leader
 from train.log import Log, describe_machine
 from train.losses import MuDeepLoss
@@ -65,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Every flag; the defaults are the published program's settings."""
     parser = argparse.ArgumentParser(prog="python -m train.mudeep", description="Train and test MuDeep_v2.")
     add_data_flags(parser, height=384, width=192, workers=4)
+    add_image_flags(parser.add_argument_group("images").add_argument)
 
     add = parser.add_argument_group("model").add_argument
     add("-a", "--arch", default="resnet50", choices=RESNETS)
@@ -121,7 +123,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
 
     Returns:
         What is written to results.json (results_test.json with --evaluate):
-        {"dataset", "seconds", "rows", "training", "machine", "arguments"}.
+        {"dataset", "seconds", "rows", "skipped", "training", "machine", "arguments"}.
     """
     start = time.perf_counter()
     settle_processor(args)
@@ -139,6 +141,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
             f"--save-features writes the features of one checkpoint on one data set, and there are {len(checkpoints)} "
             f"checkpoints and {len(tests)} data sets"
         )
+    dataset, tests = open_images(args, dataset, tests)
 
     engine.seed_everything(args.seed)
     model = make_model(args, dataset)
@@ -152,6 +155,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
         "dataset": args.dataset if dataset is None else dataset.name,
         "seconds": 0.0,
         "rows": [],
+        "skipped": {data.name: data.skipped for data in [dataset, *tests] if data is not None and data.skipped},
         "training": training,
         "machine": describe_machine(device),
         "arguments": vars(args),
@@ -165,6 +169,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
             print(f"\n{test.name}, " + (f"after epoch {epoch}" if checkpoint is None else str(checkpoint)))
             evaluations = score(args, features)
             print(format_table(evaluations))
+            report_skipped(test)
             about = {"trained_on": trained_on, "checkpoint": checkpoint and str(checkpoint), "epoch": epoch}
             results["rows"] += [about | {"test_set": test.name} | evaluation.row() for evaluation in evaluations]
             results["seconds"] = time.perf_counter() - start
@@ -287,7 +292,7 @@ def train(
     sampler = RandomIdentitySampler(
         dataset.train, args.P * args.K, args.K, repeats=args.repeats, seed=args.seed, **parts
     )
-    images = ImageDataset(dataset.train, erasing_transform(args.height, args.width, args.erasing))
+    images = ImageDataset(dataset.train, erasing_transform(args.height, args.width, args.erasing), dataset.read)
     batch_size = args.P * args.K // processes.count()
     loader = make_loader(args, images, device, batch_size, sampler=sampler, drop_last=True)
 
@@ -321,9 +326,9 @@ def finish_epoch(
 
 def extract(args: argparse.Namespace, dataset: ReIDDataset, model: nn.Module, device: torch.device) -> Features:
     """Test features of the query and gallery images: the mean over image and mirror image, of unit length."""
-    transform = test_transform(args.height, args.width, bicubic=True)
+    transform = test_transform(args.height, args.width, bicubic=True, raw=True)
     loaders = [
-        make_loader(args, ImageDataset(processes.share(samples), transform), device, args.test_batch)
+        make_loader(args, ImageDataset(processes.share(samples), transform, dataset.read), device, args.test_batch)
         for samples in (dataset.query, dataset.gallery)
     ]
     return extract_features(FlipAveraged(model), *loaders, device).normalized()

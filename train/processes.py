@@ -138,6 +138,15 @@ def collect(rows: Tensor, device: torch.device) -> Tensor:
     return whole
 
 
+def merge(found: dict) -> dict:
+    """What all processes found, in every process."""
+    if not together():
+        return found
+    parts: list[dict] = [{}] * count()
+    distributed.all_gather_object(parts, found)
+    return {key: value for part in parts for key, value in part.items()}
+
+
 def add_up(numbers: Sequence[float], device: torch.device) -> list[float]:
     """Each number's sum over all processes."""
     if not together():

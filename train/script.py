@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from reidops_models.checkpoints import IMAGENET, describe, kind_of, load_content, read_weights
 from reidops_models.imagenet import is_imagenet_name
 from reidops_models.reading import find_state_dict
-from train.data import ImageDataset, ReIDDataset, Sample, dataset_names, load_dataset
+from train.data import BadImage, ImageDataset, ReIDDataset, Sample, dataset_names, load_dataset
 from train.data.paths import find_input, prepare_output
 from train.engine import Trainer, seed_everything, write_checkpoint
 from train.evaluate import Evaluation
@@ -258,10 +258,14 @@ def draw_all(folder: Path, pictures: Mapping[str, Callable[[Path], None]]) -> No
 def one_line_errors(parser: argparse.ArgumentParser, last: Path | None = None) -> Iterator[None]:
     """Bad input and Ctrl-C end in one line, not in a traceback; `last` is the checkpoint to resume from, if any.
 
-    An error in a process that loads images arrives with that process's traceback: its last line is the error.
+    An error in a process that loads images arrives with that process's traceback: its last line is the error, after
+    the error's name.
     """
     try:
         yield
+    except BadImage as error:
+        reason = str(error)[str(error).rindex("cannot read the image") :].strip()
+        parser.exit(2, f"error: {reason}; put a whole file in its place, or leave it out: --on-bad-image skip\n")
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         parser.exit(2, f"error: {(str(error).strip() or type(error).__name__).splitlines()[-1]}\n")
     except KeyboardInterrupt:

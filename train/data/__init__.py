@@ -1,6 +1,7 @@
 """Data sets, samplers and transforms.
 
-``load_dataset(name, root)`` reads a data set, ``ImageDataset`` its images, ``RandomIdentitySampler`` deals its batches;
+``load_dataset(name, root)`` reads a data set, ``ImageDataset`` its images, if need be through an ``ImageCache``,
+``RandomIdentitySampler`` deals its batches; ``find_bad`` looks for images that cannot be read;
 ``write_synthetic`` and ``make_partial_queries`` make data sets on the disk.
 """
 
@@ -12,12 +13,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from train.data.dataset import ImageDataset, ReIDDataset, Sample, read_image
+from train.data.cache import ImageCache
+from train.data.dataset import BadImage, ImageDataset, ReIDDataset, Sample, read_image
 from train.data.folder import load_folder
 from train.data.market1501 import load_market1501, load_partial
 from train.data.paths import find_input
 from train.data.samplers import RandomIdentitySampler
-from train.data.transforms import Random2DTranslation, erasing_transform, test_transform, train_transform
+from train.data.scan import find_bad
+from train.data.transforms import Random2DTranslation, erasing_transform, test_transform, to_device, train_transform
 
 _DUKE = ("dukemtmc-reid/DukeMTMC-reID", "DukeMTMC-reID")
 
@@ -43,6 +46,8 @@ _LOADERS: dict[str, Callable[..., ReIDDataset]] = {
 _PROGRAMS = {"write_synthetic": "train.data.synthetic", "make_partial_queries": "train.data.partial"}
 
 __all__ = [
+    "BadImage",
+    "ImageCache",
     "ImageDataset",
     "Random2DTranslation",
     "RandomIdentitySampler",
@@ -50,11 +55,13 @@ __all__ = [
     "Sample",
     "dataset_names",
     "erasing_transform",
+    "find_bad",
     "find_input",
     "load_dataset",
     "make_partial_queries",
     "read_image",
     "test_transform",
+    "to_device",
     "train_transform",
     "write_synthetic",
 ]

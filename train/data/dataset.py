@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -22,6 +23,14 @@ class Sample(NamedTuple):
     camera: int
 
 
+class BadImage(OSError):
+    """An image that cannot be read; the message, of one line, names the file and says why."""
+
+
+class MissingImage(BadImage, FileNotFoundError):
+    """An image whose file is not there."""
+
+
 @dataclass(frozen=True)
 class ReIDDataset:
     """A re-identification data set.
@@ -31,6 +40,8 @@ class ReIDDataset:
         train: identities relabelled 0..K-1 in the order of their original numbers.
         query: identities and cameras as in the file names.
         gallery: the same; identity 0 of Market-1501 is a distractor that matches nobody.
+        read: what reads its images, for ``ImageDataset``; None for ``read_image``.
+        skipped: the files that were taken out of each subset because they cannot be read.
 
     Example:
         >>> data = ReIDDataset("two", [Sample("a.jpg", 0, 1), Sample("b.jpg", 0, 2)], [], [])
@@ -49,6 +60,8 @@ class ReIDDataset:
     train: list[Sample]
     query: list[Sample]
     gallery: list[Sample]
+    read: Callable[[str], Image.Image] | None = None
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def num_train_identities(self) -> int:
@@ -72,24 +85,31 @@ class ImageDataset(Dataset):
     Args:
         samples: what to read, in this order.
         transform: applied to each RGB ``PIL.Image``; None leaves the image as it is.
+        read: what reads a path, such as an ``ImageCache``; None for ``read_image``.
 
     Returns (by index):
         ``(image, identity, camera)``.
 
     Raises:
-        OSError: an image is missing or cannot be read; the message names the file.
+        BadImage: an image is missing or cannot be read; the message names the file.
     """
 
-    def __init__(self, samples: list[Sample], transform: Callable[[Image.Image], Any] | None = None):
+    def __init__(
+        self,
+        samples: list[Sample],
+        transform: Callable[[Image.Image], Any] | None = None,
+        read: Callable[[str], Image.Image] | None = None,
+    ):
         self.samples = samples
         self.transform = transform
+        self.read = read_image if read is None else read
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, int, int]:
         path, identity, camera = self.samples[index]
-        image = read_image(path)
+        image = self.read(path)
         return (image if self.transform is None else self.transform(image)), identity, camera
 
 
@@ -103,15 +123,32 @@ def read_image(path: str | Path) -> Image.Image:
         The image.
 
     Raises:
-        OSError: it is missing or cannot be read; the message names the file.
+        MissingImage: there is no such file.
+        BadImage: it cannot be read, is cut off, or is damaged in a way that its format shows: a PNG is held to its
+            checksums; damage inside a JPEG shows only where the decoder stumbles over it.
     """
     try:
         with Image.open(path) as image:
+            _verify(path, image)
             return _as_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
-        raise
+        raise MissingImage(f"cannot read the image '{path}': there is no such file") from None
+    except UnidentifiedImageError as error:
+        reason = "it is no image, or its beginning is damaged" if Path(path).stat().st_size else "the file is empty"
+        raise BadImage(f"cannot read the image '{path}': {reason}") from error
     except Exception as error:  # Pillow's readers meet damaged bytes with errors of many kinds
-        raise OSError(f"cannot read the image '{path}': {error}") from error
+        raise BadImage(f"cannot read the image '{path}': {' '.join(str(error).split())}") from error
+
+
+def _verify(path: str | Path, image: Image.Image) -> None:
+    """Finds damage that decoding passes over: a PNG whose checksums are wrong, a JPEG whose rest became zeros."""
+    if image.format == "PNG":
+        with Image.open(path) as again:  # what was verified cannot be decoded
+            again.verify()
+    elif image.format == "JPEG":
+        image.fp.seek(-2, os.SEEK_END)
+        if image.fp.read() == b"\0\0" and not Path(path).read_bytes().rstrip(b"\0").endswith(b"\xff\xd9"):
+            raise ValueError("its end is lost: there are only zeros")
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

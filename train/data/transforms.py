@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision import transforms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -41,17 +45,72 @@ class Random2DTranslation:
         return f"Random2DTranslation(height={self.height}, width={self.width}, p={self.p})"
 
 
-def train_transform(height: int, width: int) -> transforms.Compose:
+class NormalizedTensor:
+    """Turns an RGB image into a tensor with ImageNet's mean and deviation taken out.
+
+    The same numbers as torchvision's ``ToTensor`` and ``Normalize`` give, bit for bit, in half their time: in place,
+    and whole numbers become floats before the channels are sorted apart.
+    """
+
+    def __init__(self):
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.array(image))
+        return pixels.float().permute(2, 0, 1).contiguous().div_(255).sub_(self.mean).div_(self.std)
+
+    def __repr__(self) -> str:
+        return "NormalizedTensor()"
+
+
+def to_bytes(image: Image.Image) -> Tensor:
+    """The whole numbers of an RGB image, (height, width, 3), for ``to_device``."""
+    return torch.from_numpy(np.array(image))
+
+
+def to_device(
+    images: Tensor, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """A batch as the model takes it: on its device, normalised.
+
+    Bytes are a quarter of what loading processes hand over and what goes to a GPU; the device makes of them the same
+    floats as ``NormalizedTensor``, bit for bit.
+
+    Args:
+        images: (B, 3, height, width) floats, which stay as they are, or (B, height, width, 3) bytes.
+        device: where the model is.
+        memory_format: of the result.
+
+    Returns:
+        (B, 3, height, width) floats.
+    """
+    if images.dtype != torch.uint8:
+        return images.to(device, memory_format=memory_format, non_blocking=True)
+    full, mean, std = _constants(device)
+    images = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    return images.contiguous(memory_format=memory_format).div_(full).sub_(mean).div_(std)
+
+
+@lru_cache
+def _constants(device: torch.device) -> tuple[Tensor, ...]:
+    """255, mean and deviation; 255 as a tensor because a GPU divides by a plain number with one rounding more."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return torch.tensor(255.0, device=device), mean, std
+
+
+def train_transform(height: int, width: int, raw: bool = False) -> transforms.Compose:
     """The published training augmentation: random translation, horizontal flip, ImageNet normalisation.
 
     Args:
         height: pixels.
         width: pixels.
+        raw: give bytes (height, width, 3), which ``to_device`` normalises.
 
     Returns:
         A callable from an RGB ``PIL.Image`` to a float32 tensor (3, height, width).
     """
-    return transforms.Compose([Random2DTranslation(height, width), transforms.RandomHorizontalFlip(), *_to_tensor()])
+    end = to_bytes if raw else NormalizedTensor()
+    return transforms.Compose([Random2DTranslation(height, width), transforms.RandomHorizontalFlip(), end])
 
 
 def erasing_transform(height: int, width: int, erasing: float = 0.5) -> transforms.Compose:
@@ -71,16 +130,17 @@ def erasing_transform(height: int, width: int, erasing: float = 0.5) -> transfor
         raise ValueError(f"erasing should be a probability, got {erasing}")
     resize = transforms.Resize((height, width), transforms.InterpolationMode.BICUBIC)
     erase = transforms.RandomErasing(erasing, scale=(0.02, 0.4), ratio=(0.3, 1 / 0.3), value=0)
-    return transforms.Compose([resize, transforms.RandomHorizontalFlip(), *_to_tensor(), erase])
+    return transforms.Compose([resize, transforms.RandomHorizontalFlip(), NormalizedTensor(), erase])
 
 
-def test_transform(height: int, width: int, bicubic: bool = False) -> transforms.Compose:
+def test_transform(height: int, width: int, bicubic: bool = False, raw: bool = False) -> transforms.Compose:
     """The transform of queries and gallery: resize and ImageNet normalisation, nothing random.
 
     Args:
         height: pixels.
         width: pixels.
         bicubic: resize by bicubic interpolation, as MuDeep_v2 does, rather than by bilinear.
+        raw: give bytes (height, width, 3), which ``to_device`` normalises.
 
     Returns:
         A callable from an RGB ``PIL.Image`` to a float32 tensor (3, height, width).
@@ -90,11 +150,7 @@ def test_transform(height: int, width: int, bicubic: bool = False) -> transforms
         torch.Size([3, 128, 64])
     """
     mode = transforms.InterpolationMode.BICUBIC if bicubic else transforms.InterpolationMode.BILINEAR
-    return transforms.Compose([transforms.Resize((height, width), mode), *_to_tensor()])
+    return transforms.Compose([transforms.Resize((height, width), mode), to_bytes if raw else NormalizedTensor()])
 
 
 test_transform.__test__ = False  # its name is the field's word; pytest should not collect it
-
-
-def _to_tensor() -> list:
-    return [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]

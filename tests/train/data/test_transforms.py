@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
-from train.data import Random2DTranslation, erasing_transform, train_transform
+from train.data import Random2DTranslation, erasing_transform, to_device, train_transform
 from train.data import test_transform as plain_transform
+from train.data.transforms import IMAGENET_MEAN, IMAGENET_STD, NormalizedTensor, to_bytes
 
 
 @pytest.fixture
@@ -88,3 +90,27 @@ def test_erasing_flips_and_erases(image):
     assert 0.01 < min(shares) and 0.3 < max(shares) < 0.45
     with pytest.raises(ValueError, match=r"erasing should be a probability, got 1.5"):
         erasing_transform(64, 32, 1.5)
+
+
+def test_bytes_become_the_same_floats_on_the_device(image, device):
+    """To the last bit what torchvision's ToTensor and Normalize give, from the loader and from the device."""
+    published = transforms.Compose([transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    ramp = Image.fromarray(np.arange(256 * 3, dtype=np.uint16).reshape(32, 8, 3).astype(np.uint8))
+    expected = torch.stack([published(ramp), published(image.resize((8, 32)))])
+    loaded = [torch.stack([end(ramp), end(image.resize((8, 32)))]) for end in (NormalizedTensor(), to_bytes)]
+    assert torch.equal(loaded[0], expected) and loaded[1].dtype == torch.uint8
+    for batch in loaded:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            ready = to_device(batch, device, layout)
+            assert ready.device.type == device.type and ready.is_contiguous(memory_format=layout)
+            assert torch.equal(ready.cpu(), expected)
+
+
+@pytest.mark.parametrize("make", [train_transform, plain_transform])
+def test_raw_is_the_same_image(image, make):
+    for seed in range(8):
+        batches = []
+        for raw in (False, True):
+            torch.manual_seed(seed)
+            batches.append(to_device(make(64, 32, raw=raw)(image)[None], torch.device("cpu")))
+        assert torch.equal(*batches)
