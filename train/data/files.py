@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -71,3 +72,11 @@ def fingerprint(home: Path, subsets: Sequence[str], *, contents: bool = False) -
             if contents:
                 digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Lets one process into the block, the others waiting; ``path`` is the file they meet at, which stays."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
