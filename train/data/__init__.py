@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial as _with
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from train.data.cuhk03 import load_cuhk03
 from train.data.dataset import ImageDataset, ReIDDataset, Sample, read_image
 from train.data.folder import load_folder
 from train.data.market1501 import load_market1501, load_partial
@@ -31,6 +32,7 @@ def _cuhk03np(boxes: str) -> tuple[str, ...]:
 _LOADERS: dict[str, Callable[..., ReIDDataset]] = {
     "market1501": _with(load_market1501, name="market1501", folders=("Market-1501-v15.09.15", "Market-1501")),
     "dukemtmcreid": _with(load_market1501, name="dukemtmcreid", folders=_DUKE),
+    "cuhk03": load_cuhk03,
     "cuhk03np_detected": _with(load_market1501, name="cuhk03np_detected", folders=_cuhk03np("detected")),
     "cuhk03np_labeled": _with(load_market1501, name="cuhk03np_labeled", folders=_cuhk03np("labeled")),
     "msmt17": load_msmt17,
@@ -42,6 +44,7 @@ _LOADERS: dict[str, Callable[..., ReIDDataset]] = {
 }
 
 _OPTIONS: dict[str, tuple[str, ...]] = {  # of the loaders that take any
+    "cuhk03": ("cuhk03_labeled", "cuhk03_classic_split", "split_id"),
     "msmt17": ("validation",),
     "folder": ("pattern", "query_camera", "train_fraction", "seed"),
 }
@@ -61,6 +64,7 @@ __all__ = [
     "find_input",
     "load_dataset",
     "make_partial_queries",
+    "own_options",
     "read_image",
     "test_transform",
     "train_transform",
@@ -73,9 +77,19 @@ def dataset_names() -> list[str]:
 
     Example:
         >>> dataset_names()[:4]
-        ['market1501', 'dukemtmcreid', 'cuhk03np_detected', 'cuhk03np_labeled']
+        ['market1501', 'dukemtmcreid', 'cuhk03', 'cuhk03np_detected']
     """
     return list(_LOADERS)
+
+
+def own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some options that a data set has.
+
+    Example:
+        >>> own_options("cuhk03", {"split_id": 3, "pattern": ".*"})
+        {'split_id': 3}
+    """
+    return {option: value for option, value in options.items() if option in _OPTIONS.get(name, ())}
 
 
 def load_dataset(name: str, root: str | Path, **options: Any) -> ReIDDataset:
@@ -86,7 +100,8 @@ def load_dataset(name: str, root: str | Path, **options: Any) -> ReIDDataset:
         root: the data set's folder, or the folder that holds one of that name; a relative one that does not exist
             is also looked for under ``$REIDOPS_DATA``.
         options: of the ``folder`` set: ``pattern``, ``query_camera``, ``train_fraction``, ``seed``
-            (see ``train.data.folder.load_folder``); of ``msmt17``: ``validation`` (see ``train.data.msmt17``).
+            (see ``train.data.folder.load_folder``); of ``msmt17``: ``validation`` (see ``train.data.msmt17``); of
+            ``cuhk03``: ``cuhk03_labeled``, ``cuhk03_classic_split``, ``split_id`` (see ``train.data.cuhk03``).
 
     Returns:
         Training, query and gallery samples. Their ``summary()`` is the table of counts; where these are not the

@@ -30,6 +30,12 @@ _MSMT17 = {  # Wei et al., CVPR 2018, with the validation list (2,373 images of 
     "query": Counts(3_060, 11_659),
     "gallery": Counts(3_060, 82_161),
 }
+_CUHK03_DETECTED = {  # the new protocol, Zhong et al., CVPR 2017; classic splits: see train.data.cuhk03
+    "train": Counts(767, 7_365),
+    "query": Counts(700, 1_400),
+    "gallery": Counts(700, 5_332),
+}
+_CUHK03_LABELED = _CUHK03_DETECTED | {"train": Counts(767, 7_368), "gallery": Counts(700, 5_328)}
 
 # A loader gives its data set the entry that it should have; a data set without one is not checked.
 OFFICIAL: dict[str, SubsetCounts] = {
@@ -39,9 +45,10 @@ OFFICIAL: dict[str, SubsetCounts] = {
     "dukemtmcreid_partial": _DUKEMTMCREID,
     "msmt17": _MSMT17,
     "msmt17_without_validation": _MSMT17 | {"train": Counts(1_041, 30_248)},
-    # Zhong et al., CVPR 2017
-    "cuhk03np_detected": {"train": Counts(767, 7_365), "query": Counts(700, 1_400), "gallery": Counts(700, 5_332)},
-    "cuhk03np_labeled": {"train": Counts(767, 7_368), "query": Counts(700, 1_400), "gallery": Counts(700, 5_328)},
+    "cuhk03": _CUHK03_DETECTED,
+    "cuhk03 --cuhk03-labeled": _CUHK03_LABELED,
+    "cuhk03np_detected": _CUHK03_DETECTED,
+    "cuhk03np_labeled": _CUHK03_LABELED,
 }
 
 

@@ -119,3 +119,11 @@ def fingerprint(home: Path, subsets: Sequence[str], *, contents: bool = False) -
             if contents:
                 digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Lets one process into the block, the others waiting; ``path`` is the file they meet at, which stays."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

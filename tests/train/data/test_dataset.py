@@ -15,7 +15,7 @@ from train.data import test_transform as plain_transform
 
 def test_names():
     assert dataset_names() == [
-        "market1501", "dukemtmcreid", "cuhk03np_detected", "cuhk03np_labeled", "msmt17", "market1501_partial",
+        "market1501", "dukemtmcreid", "cuhk03", "cuhk03np_detected", "cuhk03np_labeled", "msmt17", "market1501_partial",
         "dukemtmcreid_partial", "synthetic", "synthetic_partial", "folder",
     ]  # fmt: skip
 
