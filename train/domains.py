@@ -18,6 +18,7 @@ TITLES = {
     "cuhk03 --cuhk03-labeled": "CUHK03 labelled",
     "cuhk03np_detected": "CUHK03-NP detected",
     "cuhk03np_labeled": "CUHK03-NP labelled",
+    "msmt17": "MSMT17",
 }
 
 UNNAMED = "data the checkpoint does not name"

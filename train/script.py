@@ -55,9 +55,17 @@ def add_data_flags(parser: argparse.ArgumentParser, height: int, width: int, wor
         "papers score it by the protocol cuhk03, which is not taken unless asked for",
     )
     add("--split-id", type=int, help="-d cuhk03: which of the 20 classic splits, from 0 (default 0)")
+    add(
+        "--without-validation",
+        action="store_true",
+        help="-d msmt17: train on list_train.txt alone, as the published programs do (default: the paper's 32,621)",
+    )
 
 
-DATA_OPTIONS = ("pattern", "query_camera", "train_fraction", "cuhk03_labeled", "cuhk03_classic_split", "split_id")
+DATA_OPTIONS = (
+    "pattern", "query_camera", "train_fraction", "cuhk03_labeled", "cuhk03_classic_split", "split_id",
+    "without_validation",
+)  # fmt: skip
 
 
 def read_dataset(args: argparse.Namespace) -> ReIDDataset:

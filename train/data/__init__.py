@@ -45,7 +45,7 @@ _LOADERS: dict[str, Callable[..., ReIDDataset]] = {
 
 _OPTIONS: dict[str, tuple[str, ...]] = {  # of the loaders that take any
     "cuhk03": ("cuhk03_labeled", "cuhk03_classic_split", "split_id"),
-    "msmt17": ("validation",),
+    "msmt17": ("without_validation",),
     "folder": ("pattern", "query_camera", "train_fraction", "seed"),
 }
 
@@ -100,8 +100,9 @@ def load_dataset(name: str, root: str | Path, **options: Any) -> ReIDDataset:
         root: the data set's folder, or the folder that holds one of that name; a relative one that does not exist
             is also looked for under ``$REIDOPS_DATA``.
         options: of the ``folder`` set: ``pattern``, ``query_camera``, ``train_fraction``, ``seed``
-            (see ``train.data.folder.load_folder``); of ``msmt17``: ``validation`` (see ``train.data.msmt17``); of
-            ``cuhk03``: ``cuhk03_labeled``, ``cuhk03_classic_split``, ``split_id`` (see ``train.data.cuhk03``).
+            (see ``train.data.folder.load_folder``); of ``msmt17``: ``without_validation``
+            (see ``train.data.msmt17``); of ``cuhk03``: ``cuhk03_labeled``, ``cuhk03_classic_split``, ``split_id``
+            (see ``train.data.cuhk03``).
 
     Returns:
         Training, query and gallery samples. Their ``summary()`` is the table of counts; where these are not the

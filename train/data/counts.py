@@ -44,7 +44,7 @@ OFFICIAL: dict[str, SubsetCounts] = {
     "dukemtmcreid": _DUKEMTMCREID,
     "dukemtmcreid_partial": _DUKEMTMCREID,
     "msmt17": _MSMT17,
-    "msmt17_without_validation": _MSMT17 | {"train": Counts(1_041, 30_248)},
+    "msmt17 --without-validation": _MSMT17 | {"train": Counts(1_041, 30_248)},
     "cuhk03": _CUHK03_DETECTED,
     "cuhk03 --cuhk03-labeled": _CUHK03_LABELED,
     "cuhk03np_detected": _CUHK03_DETECTED,

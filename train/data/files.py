@@ -61,7 +61,7 @@ def resumed_folder(target: Path, stamp: str, plan: dict[str, Any]) -> Iterator[P
     with open(work / "plan.json", "a+", encoding="utf-8") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # the two words for a lock that another process has
             raise FileExistsError(f"'{work}' is being filled by another process: wait for that, or end it") from None
         file.seek(0)
         if file.read() != words:

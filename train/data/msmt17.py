@@ -28,13 +28,13 @@ TRAIN, VALIDATION, QUERY, GALLERY = LISTS = ("list_train.txt", "list_val.txt", "
 _LINE = re.compile(r"(?P<image>(?:.*/)?\d+_\d+_(?P<camera>\d+)_[^/]*)\s+(?P<identity>\d+)", re.ASCII)
 
 
-def load_msmt17(root: str | Path, *, validation: bool = True) -> ReIDDataset:
+def load_msmt17(root: str | Path, *, without_validation: bool = False) -> ReIDDataset:
     """Reads MSMT17 in the layout of V1 or V2; where one folder holds both, V1.
 
     Args:
         root: the data set's folder, the folder that holds it, or the version's folder in it.
-        validation: train on the validation list too, which holds other images of the training's people. The paper's
-            32,621 training images are both; the programs of AlignedReID and torchreid leave it out and train on 30,248.
+        without_validation: leave out the validation list, which holds other images of the training's people. The
+            paper's 32,621 training images are both; the programs of AlignedReID and torchreid train on 30,248.
 
     Returns:
         The data set; cameras are numbered as in the file names, from 1.
@@ -43,12 +43,14 @@ def load_msmt17(root: str | Path, *, validation: bool = True) -> ReIDDataset:
         FileNotFoundError: no such folder, or a list, a folder of images or an image that a list names is missing.
         ValueError: a list is empty, or a line of it is not as above.
     """
-    home, train_images, test_images = _find(root, [name for name in LISTS if validation or name != VALIDATION])
+    home, train_images, test_images = _find(
+        root, [name for name in LISTS if name != VALIDATION or not without_validation]
+    )
     train = _read_list(home / TRAIN, train_images)
-    if validation:
+    if not without_validation:
         train += _read_list(home / VALIDATION, train_images)
     query, gallery = (_read_list(home / name, test_images) for name in (QUERY, GALLERY))
-    official = OFFICIAL["msmt17" if validation else "msmt17_without_validation"]
+    official = OFFICIAL["msmt17 --without-validation" if without_validation else "msmt17"]
     return ReIDDataset("msmt17", relabel(train), query, gallery, official)
 
 

@@ -32,8 +32,8 @@ def test_unknown_name_and_options(tmp_path):
         load_dataset("market", tmp_path)
     with pytest.raises(ValueError, match="market1501 takes no options, got query_camera"):
         load_dataset("market1501", tmp_path, query_camera=1)
-    with pytest.raises(ValueError, match="msmt17 has the options validation, got seed"):
-        load_dataset("msmt17", tmp_path, validation=True, seed=1)
+    with pytest.raises(ValueError, match="msmt17 has the options without_validation, got seed"):
+        load_dataset("msmt17", tmp_path, without_validation=True, seed=1)
     with pytest.raises(ValueError, match="folder has the options pattern, .*, got colour"):
         load_dataset("folder", tmp_path, colour=1)
 

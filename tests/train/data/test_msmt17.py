@@ -1,11 +1,13 @@
 """MSMT17's two layouts and its lists."""
 
 import os
+from argparse import ArgumentParser, Namespace
 
 import pytest
 
 from train.data import load_dataset, msmt17, read_image
 from train.data.msmt17 import LISTS
+from train.script import add_data_flags, read_dataset
 
 LAYOUTS = {"MSMT17_V1": ("train", "test"), "MSMT17_V2": ("mask_train_v2", "mask_test_v2")}
 LISTED = {
@@ -57,9 +59,13 @@ def test_reads_the_lists(home):
 
 def test_without_the_validation_list(home):
     (home / "list_val.txt").unlink()
-    data = load_dataset("msmt17", home, validation=False)
+    data = load_dataset("msmt17", home, without_validation=True)
     assert [identity for _, identity, _ in rows(data.train)] == [1, 0]
     assert "train has 2 ids and 2 images (official: 1,041 and 30,248)" in data.summary()
+    parser = ArgumentParser()
+    add_data_flags(parser, 256, 128, 0)
+    args = parser.parse_args(["-d", "msmt17", "--root", str(home), "--without-validation"])
+    assert read_dataset(Namespace(**vars(args), test_on=[])) == data
     with pytest.raises(FileNotFoundError, match="lacks list_val.txt"):
         load_dataset("msmt17", home)
 
