@@ -64,7 +64,8 @@ def make_partial_queries(
     Raises:
         FileNotFoundError: the source, or a part of it, is missing.
         FileExistsError: the target exists and was not made here, or another process is making it.
-        OSError: a query cannot be read.
+        OSError: a query cannot be read, or its part not be written.
+        RuntimeError: one of the processes was killed.
         ValueError: the ratios are out of order, the target is the source, or there is no query.
     """
     if not 0 < min_ratio <= max_ratio <= 1:
@@ -96,8 +97,9 @@ def make_partial_queries(
         cuts = _Cuts(queries, work / QUERY, seed, min_ratio, max_ratio)
         # A generator of its own: the loader would draw from the one that the caller may have seeded.
         loader = DataLoader(cuts, batch_size=None, num_workers=workers, generator=torch.Generator())
-        for _ in tqdm(loader, desc="cutting queries", unit="image", disable=None):
-            pass
+        for error in tqdm(loader, desc="cutting queries", unit="image", disable=None):
+            if error:
+                raise OSError(error)
         for left_over in (work / QUERY).glob("*.part"):  # by a process that was killed
             left_over.unlink()
         for folder in SHARED:
@@ -107,7 +109,11 @@ def make_partial_queries(
 
 
 class _Cuts(Dataset):
-    """Cuts one query an index, unless it is there; a ``DataLoader`` shares the indices out and reports failures."""
+    """Cuts one query an index, unless it is there; a ``DataLoader`` shares the indices out.
+
+    What comes back is the error's message, or nothing. (Raised again by the loader, an error would bring the traceback
+    of the process it arose in, and keep the processes alive for as long as somebody holds it.)
+    """
 
     def __init__(self, queries: list[Path], folder: Path, seed: int, min_ratio: float, max_ratio: float):
         self.queries, self.folder, self.seed, self.ratios = queries, folder, seed, (min_ratio, max_ratio)
@@ -115,13 +121,18 @@ class _Cuts(Dataset):
     def __len__(self) -> int:
         return len(self.queries)
 
-    def __getitem__(self, index: int) -> int:
-        path = self.queries[index]
+    def __getitem__(self, index: int) -> str:
+        try:
+            self._write(self.queries[index])
+        except OSError as error:
+            return str(error)
+        return ""
+
+    def _write(self, path: Path) -> None:
         if not _is_whole(self.folder / path.name):
             image = _cut(read_image(path), np.random.default_rng([self.seed, *path.name.encode()]), *self.ratios)
             with written_whole(self.folder / path.name) as temporary:
                 image.save(temporary, Image.registered_extensions()[path.suffix.lower()], quality=95)
-        return index
 
 
 def _is_whole(path: Path) -> bool:
@@ -186,8 +197,8 @@ def main() -> None:
                                     max_ratio=options.max_ratio, workers=options.workers)  # fmt: skip
         name = f"{options.dataset}_partial" if options.dataset else path.name
         print(load_partial(path, name=name).summary())
-    except (OSError, ValueError, RuntimeError) as error:  # of a worker process, the last line is its error
-        sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: one of the processes was killed
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on where this one stopped")
     print(f"in {path}")
