@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from reidops_models import AlignedReID, MuDeepOutput, MuDeepV2
 from tests.reidops.test_losses import trip_hard
-from tests.train.checks import KEYS, assert_picture
+from tests.train.checks import assert_picture, scores
 from train import engine, mudeep
 from train.data import load_dataset, write_synthetic
 from train.features import load_features
@@ -50,10 +50,6 @@ def trained(run_mudeep, tmp_path_factory):
 def read_log(folder):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: line[name] for name in line if name not in ("seconds", "images_per_second")} for line in lines]
-
-
-def scores(rows):
-    return [{name: row[name] for name in KEYS} for row in rows]
 
 
 def test_a_run_writes_everything(trained):
