@@ -52,7 +52,7 @@ $(VENV)/created:
 	@touch $@
 
 $(VENV)/packages: $(VENV)/created pyproject.toml
-	$(RUN) -m pip install --quiet "setuptools>=77" ninja pybind11 numpy scipy torch torchvision "pillow>=10.1" tqdm matplotlib tensorboard pytest pytest-benchmark
+	$(RUN) -m pip install --quiet "setuptools>=77" ninja pybind11 numpy scipy torch torchvision "pillow>=10.1" tqdm matplotlib tensorboard "h5py>=3.5" pytest pytest-benchmark
 	@touch $@
 
 $(VENV)/built: $(VENV)/packages setup.py $(SOURCES)

@@ -4,6 +4,7 @@ Flags and defaults are those of the published script:
 
     python -m train.alignedreid -d market1501 --root data/market1501 -a resnet50 --test-distance all --reranking
     python -m train.alignedreid -d market1501 --root data/market1501 --evaluate --resume model.pth --reranking
+    python -m train.alignedreid --root data --evaluate --resume market.pth --test-on dukemtmcreid cuhk03
 """
 
 import argparse
@@ -19,7 +20,17 @@ from reidops_models.backbones import BACKBONES
 from reidops_models.checkpoints import read_checkpoint
 from train import engine
 from train.data import ImageDataset, RandomIdentitySampler, ReIDDataset, test_transform, train_transform
-from train.evaluate import DISTANCES, Distances, Evaluation, chosen_distances, evaluate, format_table
+from train.domains import format_domains, read_domains, say_domains
+from train.evaluate import (
+    DISTANCES,
+    DRAWS,
+    PROTOCOLS,
+    Distances,
+    Evaluation,
+    chosen_distances,
+    evaluate,
+    format_table,
+)
 from train.features import Features, extract_features, save_features
 from train.files import write_json
 from train.images import add_image_flags, open_images, report_skipped
@@ -29,7 +40,9 @@ from train.script import (
     add_data_flags,
     add_precision_flags,
     add_reranking_flags,
+    add_test_sets_flag,
     add_weights_flags,
+    data_options,
     draw_all,
     files,
     keep_best,
@@ -40,13 +53,13 @@ from train.script import (
     prepare_folder,
     read_dataset,
     report_epoch,
-    require_evaluable,
+    require_testable,
     run_epochs,
     settle_processor,
     start_from_weights,
     whole,
 )
-from train.settings import Settings, require_settings
+from train.settings import Settings, read_training_set, require_settings
 from train.visualize import draw_alignment, draw_curves, draw_rankings, telling_pair
 
 
@@ -96,6 +109,15 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("trunk", "branch"),
         help="where the stripes of a test come from: the trunk, or the branch that is trained (default: as published)",
     )
+    add_test_sets_flag(add)
+    add("--protocol", default="market1501", choices=PROTOCOLS, help=f"how ranks are scored; {DRAWS}")
+    add(
+        "--use-metric-cuhk03",
+        action="store_const",
+        dest="protocol",
+        const="cuhk03",
+        help="the published words for --protocol cuhk03; -d cuhk03 alone does not ask for it",
+    )
     add_reranking_flags(add)
     add("--pictures", action="store_true", help="write alignment.png, ranked.png and curves.png")
 
@@ -126,64 +148,73 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
     device, gpus = pick_device(args)
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if dataset is None:
+    if dataset is None and not (args.evaluate and args.test_on):
         dataset = read_dataset(args)
-    print(dataset.summary())
-    require_evaluable(args, dataset)
+    tests = read_domains(args.test_on, args.root, dataset, data_options(args)) if args.test_on else [dataset]
+    require_testable(args, tests if args.evaluate or dataset in tests else [dataset, *tests])
+    if args.save_features and len(tests) > 1:
+        raise ValueError(f"--save-features writes the features of one data set, and --test-on names {len(tests)}")
     if not args.evaluate and args.train_batch == args.num_instances:
         raise ValueError(
             f"--train-batch {args.train_batch} with --num-instances {args.num_instances} makes batches of one person, "
             f"and the triplet losses compare people: give at least --train-batch {2 * args.num_instances}"
         )
-    dataset, _ = open_images(args, dataset, [dataset])
+    dataset, tests = open_images(args, dataset, tests)
 
     engine.seed_everything(args.seed)
-    identities = max(1, dataset.num_train_identities)  # none in a set that is only tested on
+    identities = 1 if dataset is None else max(1, dataset.num_train_identities)  # none in a set only tested on
     model = AlignedReID(identities, args.arch, last_stride=args.last_stride, stripes=args.stripes)
     start_from_weights(args, model)
     model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     print(f"AlignedReID, {args.arch}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {device}")
 
-    history, training, features = [], None, None
+    history, training, tested = [], None, None
     if args.evaluate:
         content = read_checkpoint(args.resume)
-        settings = settings_of(args, dataset)
+        settings = settings_of(args, args.dataset)
         require_settings(content, settings.values, settings.model, args.resume)
+        trained_on = read_training_set(content, args.resume)
         load_trained(model, content, args.resume)
     else:
-        history, training, features = train(args, dataset, model, device, gpus)
+        history, training, tested = train(args, dataset, model, device, gpus)
+        trained_on = dataset.name
 
-    if features is None:
-        features = extract(args, dataset, model, device)
-    if args.save_features:
-        save_features(features, args.save_features)
-    features = features.normalized()
-    distances = chosen_distances(args.test_distance, args.unaligned)
-    options = {"k1": args.k1, "k2": args.k2, "lambda_value": args.lambda_value}
-    evaluations = evaluate(features, distances, reranking=args.reranking, **options)
-    print(format_table(evaluations))
-    report_skipped(dataset)
     results = {
-        "dataset": dataset.name,
-        "seconds": time.perf_counter() - start,
-        "rows": [evaluation.row() for evaluation in evaluations],
-        "skipped": {dataset.name: dataset.skipped} if dataset.skipped else {},
+        "dataset": args.dataset if dataset is None else dataset.name,
+        "seconds": 0.0,
+        "rows": [],
+        "skipped": {data.name: data.skipped for data in [dataset, *tests] if data is not None and data.skipped},
         "training": training,
         "machine": describe_machine(device),
         "arguments": vars(args),
     }
-    write_json(results, folder / ("results_test.json" if args.evaluate else "results.json"))
+    distances = chosen_distances(args.test_distance, args.unaligned)
+    options = {"k1": args.k1, "k2": args.k2, "lambda_value": args.lambda_value, "protocols": (args.protocol,)}
+    for test in tests:
+        features = tested if test is dataset and tested is not None else extract(args, test, model, device)
+        if args.save_features:
+            save_features(features, args.save_features)
+        features = features.normalized()
+        evaluations = evaluate(features, distances, reranking=args.reranking, **options)
+        print(f"\n{say_domains(trained_on, test.name)}\n{format_table(evaluations)}")
+        report_skipped(test)
+        about = {"trained_on": trained_on, "checkpoint": args.resume if args.evaluate else None, "test_set": test.name}
+        results["rows"] += [about | evaluation.row() for evaluation in evaluations]
+        results["seconds"] = time.perf_counter() - start
+        write_json(results, folder / ("results_test.json" if args.evaluate else "results.json"))
+    if args.test_on:
+        print("\n" + format_domains(results["rows"]))
     if args.pictures:
-        draw_pictures(args, dataset, features, evaluations, history)
+        draw_pictures(args, tests[-1], features, evaluations, history)
     return results
 
 
-def settings_of(args: argparse.Namespace, dataset: ReIDDataset) -> Settings:
+def settings_of(args: argparse.Namespace, dataset_name: str) -> Settings:
     """What checkpoints remember of a run."""
     model, training = ("arch", "last_stride", "height", "width"), ("dataset", "optim")
     kept = ("lr", "weight_decay", "stepsize", "gamma")
     values = {name: getattr(args, name) for name in model + training + kept}
-    return Settings(values | {"dataset": dataset.name}, model, training, kept)
+    return Settings(values | {"dataset": dataset_name}, model, training, kept)
 
 
 def train(
@@ -206,7 +237,7 @@ def train(
         channels_last=args.channels_last,
         parallel=nn.DataParallel(model, gpus) if len(gpus) > 1 else None,
         print_freq=args.print_freq,
-        settings=settings_of(args, dataset),
+        settings=settings_of(args, dataset.name),
     )
     if args.resume:
         trainer.resume(args.resume)
@@ -229,7 +260,7 @@ def finish_epoch(
     if due or trainer.epoch == args.max_epoch:
         distance = chosen_distances(args.test_distance, args.unaligned)[:1]
         features = extract(args, dataset, trainer.model, device)
-        evaluation = evaluate(features.normalized(), distance, reranking=False)[0]
+        evaluation = evaluate(features.normalized(), distance, reranking=False, protocols=(args.protocol,))[0]
         entry |= {"rank1": evaluation.rank(1), "mAP": evaluation.mean_ap}
         keep_best(trainer, evaluation, folder)
     log.add({"epoch": trainer.epoch, **entry})

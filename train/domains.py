@@ -4,17 +4,24 @@ import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from reidops_models.checkpoints import read_checkpoint
-from train.data import ReIDDataset, find_input, load_dataset
+from train.data import ReIDDataset, find_input, load_dataset, own_options
+from train.evaluate import DISTANCES
 
 # Data sets as the papers call them.
 TITLES = {
     "market1501": "Market-1501",
     "dukemtmcreid": "DukeMTMC-reID",
+    "cuhk03": "CUHK03 detected",
+    "cuhk03 --cuhk03-labeled": "CUHK03 labelled",
     "cuhk03np_detected": "CUHK03-NP detected",
     "cuhk03np_labeled": "CUHK03-NP labelled",
+    "msmt17": "MSMT17",
 }
+
+UNNAMED = "data the checkpoint does not name"
 
 _EPOCH_IN_NAME = re.compile(r"_(\d+)(?:-[^_]*)?$")  # market_160.pkl, market_160-best.pkl
 
@@ -54,7 +61,10 @@ def _epoch_of(path: Path) -> int | None:
 
 
 def read_domains(
-    names: Sequence[str], root: str | PathLike, trained_on: ReIDDataset | None = None
+    names: Sequence[str],
+    root: str | PathLike,
+    trained_on: ReIDDataset | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[ReIDDataset]:
     """The data sets to test on.
 
@@ -62,6 +72,7 @@ def read_domains(
         names: data sets, each by its name or as NAME=ROOT.
         root: the folder that holds those that name no root of their own.
         trained_on: the data set of the training, which none of them should turn out to be by mistake.
+        options: of data sets; each takes those that it has.
 
     Returns:
         One data set a name.
@@ -74,7 +85,7 @@ def read_domains(
     places = {} if trained_on is None else {_place(trained_on): trained_on.name}
     for item in names:
         name, _, own_root = item.partition("=")
-        data = load_dataset(name, own_root or root)
+        data = load_dataset(name, own_root or root, **own_options(name, options or {}))
         if not own_root and name != "folder" and _place(data).parent == find_input(root).resolve():
             raise ValueError(
                 f"--root {root} should hold a folder for each data set that --test-on names, and it is itself one: "
@@ -97,31 +108,49 @@ def _place(data: ReIDDataset) -> Path:
     return Path(data.gallery[0].path).resolve().parent if data.gallery else Path(data.name)
 
 
+def say_domains(trained_on: str | None, tested_on: str) -> str:
+    """Which data set a model was trained on, if that is known, and on which it is tested.
+
+    Example:
+        >>> say_domains("market1501", "dukemtmcreid")
+        'trained on Market-1501, tested on DukeMTMC-reID'
+        >>> say_domains(None, "folder")
+        'trained on data the checkpoint does not name, tested on folder'
+    """
+    return f"trained on {_title(trained_on)}, tested on {_title(tested_on)}"
+
+
+def _title(name: str | None) -> str:
+    return UNNAMED if name is None else TITLES.get(name, name)
+
+
 def format_domains(rows: Sequence[Mapping]) -> str:
     """Rank-1/mAP in percent, a column a data set tested on, a row a checkpoint and way of scoring.
 
     Args:
         rows: of results.json, with "trained_on" (None where a checkpoint does not say), "test_set", "checkpoint",
-            "protocol", "reranking", "rank1", "mAP".
+            "distance", "protocol", "reranking", "rank1", "mAP". The distance is said where there are several.
 
     Example:
         >>> row = {"trained_on": "market1501", "test_set": "dukemtmcreid", "protocol": "mudeep"}
-        >>> row |= {"checkpoint": "a/market_160.pkl", "reranking": False, "rank1": 0.4668, "mAP": 0.2733}
-        >>> print(format_domains([row]))
+        >>> row |= {"checkpoint": "a/market_160.pkl", "distance": "cosine", "reranking": False}
+        >>> print(format_domains([row | {"rank1": 0.4668, "mAP": 0.2733}]))
         trained on Market-1501, Rank-1/mAP  DukeMTMC-reID
         market_160, mudeep                    46.68/27.33
     """
+    several = len({row["distance"] for row in rows}) > 1
     sets = list(dict.fromkeys(row["test_set"] for row in rows))
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
-        name = Path(row["checkpoint"]).stem if row["checkpoint"] else "last epoch"
+        name = Path(row["checkpoint"].removesuffix(".tar")).stem if row["checkpoint"] else "last epoch"
+        name += f", {DISTANCES[row['distance']]}" if several else ""
         name += f", {row['protocol']}" + (", re-ranked" if row["reranking"] else "")
         lines.setdefault(name, {})[row["test_set"]] = f"{100 * row['rank1']:.2f}/{100 * row['mAP']:.2f}"
     trained_on = {row["trained_on"] for row in rows} - {None}
-    origin = " and ".join(TITLES.get(name, name) for name in sorted(trained_on)) or "data the checkpoint does not name"
+    origin = " and ".join(map(_title, sorted(trained_on))) or UNNAMED
     corner = f"trained on {origin}, Rank-1/mAP"
     wide = max(map(len, (corner, *lines)))
-    titles = [TITLES.get(name, name) for name in sets]
+    titles = list(map(_title, sets))
     table = [corner.ljust(wide) + "".join(f"  {title:>11}" for title in titles)]
     for name, scores in lines.items():
         cells = (scores.get(key, "-").rjust(max(11, len(title))) for key, title in zip(sets, titles, strict=True))

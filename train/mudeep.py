@@ -28,7 +28,7 @@ from reidops_models.checkpoints import find_state_dict, read_checkpoint
 from train import engine, processes
 from train.data import ImageDataset, RandomIdentitySampler, ReIDDataset, erasing_transform, test_transform
 from train.domains import checkpoints_in, format_domains, read_domains
-from train.evaluate import PROTOCOLS, Distances, Evaluation, evaluate, format_table
+from train.evaluate import DRAWS, PROTOCOLS, Distances, Evaluation, evaluate, format_table
 from train.features import Features, FlipAveraged, extract_features, save_features
 from train.files import write_json
 from train.images import add_image_flags, open_images, report_skipped
@@ -40,7 +40,9 @@ from train.script import (
     add_data_flags,
     add_precision_flags,
     add_reranking_flags,
+    add_test_sets_flag,
     add_weights_flags,
+    data_options,
     draw_all,
     files,
     keep_best,
@@ -52,13 +54,13 @@ from train.script import (
     prepare_folder,
     read_dataset,
     report_epoch,
-    require_evaluable,
+    require_testable,
     run_epochs,
     settle_processor,
     start_from_weights,
     whole,
 )
-from train.settings import Settings, read_settings, require_settings
+from train.settings import Settings, read_training_set, require_settings
 from train.visualize import draw_curves, draw_rankings
 
 
@@ -96,8 +98,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("evaluation").add_argument
     add("--evaluate", metavar="PATH", help="only test: a checkpoint, or every one in a folder")
-    add("--test-on", nargs="+", metavar="NAME[=ROOT]", default=[], help="test on these data sets, not on --dataset")
-    add("--protocol", default="both", choices=(*PROTOCOLS, "both"), help="how ranks are scored (default: both ways)")
+    add_test_sets_flag(add)
+    add(
+        "--protocol",
+        default="both",
+        choices=(*PROTOCOLS, "both"),
+        help=f"how ranks are scored (default: both, mudeep and market1501); {DRAWS}",
+    )
     add("--eval-step", type=int, default=5, help="evaluate every so many epochs; -1 only after the last")
     add_reranking_flags(add)
     add("--pictures", action="store_true", help="write leader.png, ranked.png, curves.png (of the last test)")
@@ -134,7 +141,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
     checkpoints = checkpoints_in(args.evaluate) if args.evaluate else [(None, args.max_epoch)]
     if dataset is None and not (args.evaluate and args.test_on):
         dataset = read_dataset(args)
-    tests = read_domains(args.test_on, args.root, dataset) if args.test_on else [dataset]
+    tests = read_domains(args.test_on, args.root, dataset, data_options(args)) if args.test_on else [dataset]
     require_testable(args, tests if args.evaluate or dataset in tests else [dataset, *tests])
     if args.save_features and len(checkpoints) * len(tests) > 1:
         raise ValueError(
@@ -183,15 +190,6 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
     if args.pictures:
         draw_pictures(args, tests[-1], model, device, features, evaluations, history)
     return results
-
-
-def require_testable(args: argparse.Namespace, datasets: Sequence[ReIDDataset]) -> None:
-    """Print the counts of data sets, and refuse those that cannot be tested on (ValueError, OSError)."""
-    for dataset in datasets:
-        print(dataset.summary())
-        require_evaluable(args, dataset)
-        if min(len(dataset.query), len(dataset.gallery)) < processes.count():
-            raise ValueError(f"{dataset.name} has fewer images in query or gallery than there are processes")
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -256,8 +254,7 @@ def load(args: argparse.Namespace, model: MuDeepV2, path: Path, dataset: ReIDDat
             f"--root name its training set; other data sets are tested with --test-on"
         )
     load_trained(model, content, path)
-    trained_on = read_settings(content, path).get("dataset")
-    return trained_on if isinstance(trained_on, str) else None
+    return read_training_set(content, path)
 
 
 def train(

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from reidops_models.checkpoints import IMAGENET, describe, kind_of, load_content, read_weights
 from reidops_models.imagenet import is_imagenet_name
 from reidops_models.reading import find_state_dict
-from train.data import BadImage, ImageDataset, ReIDDataset, Sample, dataset_names, load_dataset
+from train import processes
+from train.data import BadImage, ImageDataset, ReIDDataset, Sample, dataset_names, load_dataset, own_options
 from train.data.paths import find_input, prepare_output
 from train.engine import Trainer, seed_everything, write_checkpoint
 from train.evaluate import Evaluation
@@ -52,12 +53,41 @@ def add_data_flags(parser: argparse.ArgumentParser, height: int, width: int, wor
     add("--pattern", help="-d folder: how file names tell identity and camera (see train.data.folder)")
     add("--query-camera", type=int, help="-d folder: the camera of the queries (default: the lowest)")
     add("--train-fraction", type=float, help="-d folder: part of the identities to train on, where nothing tells")
+    add("--cuhk03-labeled", action="store_true", help="-d cuhk03: boxes drawn by hand (default: the detector's)")
+    add(
+        "--cuhk03-classic-split",
+        action="store_true",
+        help="-d cuhk03: 1,367 people to train on and 100 to test on (default: the new protocol, 767 and 700); the "
+        "papers score it by the protocol cuhk03, which is not taken unless asked for",
+    )
+    add("--split-id", type=int, help="-d cuhk03: which of the 20 classic splits, from 0 (default 0)")
+    add(
+        "--without-validation",
+        action="store_true",
+        help="-d msmt17: train on list_train.txt alone, as the published programs do (default: the paper's 32,621)",
+    )
+
+
+DATA_OPTIONS = (
+    "pattern", "query_camera", "train_fraction", "cuhk03_labeled", "cuhk03_classic_split", "split_id",
+    "without_validation",
+)  # fmt: skip
 
 
 def read_dataset(args: argparse.Namespace) -> ReIDDataset:
     """The data set that the data flags name."""
-    options = {name: getattr(args, name) for name in ("pattern", "query_camera", "train_fraction")}
-    return load_dataset(args.dataset, args.root, **{name: x for name, x in options.items() if x is not None})
+    return load_dataset(args.dataset, args.root, **own_options(args.dataset, data_options(args)))
+
+
+def data_options(args: argparse.Namespace) -> dict[str, str | int | float]:
+    """The data flags given that only some data sets have; ValueError if none of this run has one of them."""
+    given = {name: getattr(args, name) for name in DATA_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
+    sets = [args.dataset, *(item.partition("=")[0] for item in args.test_on)]
+    for option in given:
+        if not any(own_options(name, given).keys() & {option} for name in sets):
+            raise ValueError(f"--{option.replace('_', '-')} says nothing about {' or '.join(sets)}: leave it out")
+    return given
 
 
 def add_reranking_flags(add: Callable) -> None:
@@ -103,6 +133,22 @@ def load_trained(model: nn.Module, content: Mapping, path: str | Path) -> None:
         raise ValueError(f"{path} holds ImageNet weights, no trained model: they are what --weights starts from")
     load_content(model, content, path, replace_classifier=True)
     print(f"loaded {path}: {describe(content, path)}")
+
+
+def add_test_sets_flag(add: Callable) -> None:
+    """Testing on data sets other than that of the training."""
+    add("--test-on", nargs="+", metavar="NAME[=ROOT]", default=[], help="test on these data sets, not on --dataset")
+
+
+def require_testable(args: argparse.Namespace, datasets: Sequence[ReIDDataset]) -> None:
+    """Print the counts of data sets, and refuse those that cannot be tested on (ValueError, OSError)."""
+    for dataset in datasets:
+        print(dataset.summary())
+        require_evaluable(args, dataset)
+        if min(len(dataset.query), len(dataset.gallery)) < processes.count():
+            raise ValueError(f"{dataset.name} has fewer images in query or gallery than there are processes")
+    if args.cuhk03_classic_split and args.protocol != "cuhk03":
+        print("note: papers score CUHK03's classic splits by --protocol cuhk03, and this run does not")
 
 
 def require_evaluable(args: argparse.Namespace, dataset: ReIDDataset) -> None:

@@ -29,6 +29,12 @@ def read_settings(content: Mapping, path: str | os.PathLike) -> dict[str, str | 
     return dict(settings)
 
 
+def read_training_set(content: Mapping, path: str | os.PathLike) -> str | None:
+    """The data set that a checkpoint says it was trained on; None where it does not, as a published one."""
+    name = read_settings(content, path).get("dataset")
+    return name if isinstance(name, str) else None
+
+
 def require_settings(content: Mapping, wanted: Mapping, names: Sequence[str], path: str | os.PathLike) -> None:
     """Refuse a checkpoint whose training differs in these settings from this run (ValueError, listing the flags).
 

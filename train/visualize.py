@@ -156,7 +156,7 @@ def draw_curves(path: str | os.PathLike, history: Sequence[dict], evaluations: S
     Args:
         path: the PNG to write.
         history: lines of log.jsonl; may be empty.
-        evaluations: rows of the table.
+        evaluations: rows of the table, all by one protocol.
     """
     figure = Figure(figsize=(12 if history else 6.5, 4.8), layout="constrained")
     axes = list(figure.subplots(1, 2 if history else 1, squeeze=False)[0])
@@ -187,6 +187,8 @@ def draw_curves(path: str | os.PathLike, history: Sequence[dict], evaluations: S
                 )
         losses.set(xlabel="epoch", ylabel="training loss", title="Loss", ylim=(0, None))
         losses.legend(frameon=False)
+    protocol = evaluations[0].protocol
+    protocol = "" if protocol == "market1501" else f" by the {protocol} protocol"
     ranks = np.arange(1, 1 + min(20, *(len(evaluation.cmc) for evaluation in evaluations), 20))
     for evaluation in evaluations:
         again = evaluation.reranking
@@ -203,7 +205,7 @@ def draw_curves(path: str | os.PathLike, history: Sequence[dict], evaluations: S
     axes[0].set(
         xlabel="rank",
         ylabel="queries with a match, %",
-        title="CMC  (legend: rank-1 / mAP)",
+        title=f"CMC{protocol}  (legend: rank-1 / mAP)",
         xticks=[1, *range(5, len(ranks) + 1, 5)],
     )
     axes[0].legend(frameon=False, fontsize=9)

@@ -1,6 +1,7 @@
 """The training script from end to end on a few people, and on real images."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -8,12 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 from reidops_models import AlignedReID
-from tests.train.checks import assert_picture, assert_table
+from tests.train.checks import assert_picture, assert_table, scores
 from tests.train.conftest import SMALL
+from tests.train.data.cuhk03_files import draw_images
 from train import alignedreid
-from train.data import Sample, load_dataset
+from train.data import Sample, load_dataset, write_synthetic
 from train.evaluate import main as evaluate_file
 
 
@@ -53,7 +56,8 @@ def test_evaluating_the_checkpoint_repeats_the_table(trained, run_small, tmp_pat
     for name in ("results.json", "curves.png"):
         (tmp_path / name).write_text("of the training")
     again = run_small(tmp_path, "--evaluate", "--resume", folder / "last.pth", *flags, "--pictures")
-    assert again["rows"] == results["rows"]
+    assert scores(again["rows"]) == scores(results["rows"])
+    assert {row["trained_on"] for row in again["rows"] + results["rows"]} == {"synthetic"}
     assert again["training"] is None
     assert json.loads((tmp_path / "results_test.json").read_text()) == again
     for name in ("alignment", "ranked", "curves_test"):
@@ -80,7 +84,7 @@ def test_a_file_that_tells_no_settings_passes(trained, run_small, tmp_path):
 def test_reranking_takes_its_flags(trained, run_small, tmp_path):
     flags = ["--evaluate", "--resume", trained[0] / "last.pth", "--reranking"]
     default = run_small(tmp_path, *flags, "--k1", 20, "--k2", 6, "--lambda", 0.3)["rows"]
-    assert default == trained[1]["rows"][:2]
+    assert scores(default) == scores(trained[1]["rows"][:2])
     assert run_small(tmp_path, *flags, "--lambda", 1)["rows"][1]["mAP"] == pytest.approx(default[0]["mAP"])
     with pytest.raises(ValueError, match="--reranking with --k1 30 needs more than 30 images"):
         run_small(tmp_path, *flags, "--k1", 30)
@@ -170,7 +174,90 @@ def test_an_interrupted_run_says_how_to_go_on(small_people, tmp_path, monkeypatc
 
 def test_saved_features_repeat_the_table(trained):
     folder, results = trained
-    assert evaluate_file(["--features", str(folder / "features.npz")])["rows"] == results["rows"]
+    assert evaluate_file(["--features", str(folder / "features.npz")])["rows"] == scores(results["rows"])
+
+
+def test_the_single_gallery_shot_protocol(trained, run_small, tmp_path, capsys):
+    """In table, JSON and picture, and as the file of features is scored by it."""
+    flags = ["--evaluate", "--resume", trained[0] / "last.pth"]
+    rows = run_small(tmp_path, *flags, "--use-metric-cuhk03", "--reranking", "--pictures")["rows"]
+    assert [row["protocol"] for row in rows] == ["cuhk03", "cuhk03"]
+    lines = capsys.readouterr().out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("Distance"))
+    assert lines[head].split()[2] == "Protocol" and lines[head + 2].split()[2] == "cuhk03"
+    file = ["--features", str(trained[0] / "features.npz"), "--test-distance", "global"]
+    assert evaluate_file([*file, "--protocol", "cuhk03"])["rows"] == scores(rows)
+    assert rows[0]["mAP"] == pytest.approx(rows[0]["mINP"])
+    assert rows[0]["mAP"] != trained[1]["rows"][0]["mAP"]
+    assert_picture(tmp_path / "curves_test.png")
+
+
+def test_other_data_sets_in_the_papers_form(trained, run_small, small_people, tmp_path, capsys):
+    shutil.copytree(small_people, tmp_path / "dukemtmc-reid")
+    other = write_synthetic(tmp_path, train_identities=2, test_identities=5, cameras=2, height=64, width=32, seed=9)
+    other.rename(tmp_path / "labelled")
+    flags = ["--evaluate", "--resume", trained[0] / "last.pth", "--test-distance", "all", "--root", tmp_path]
+    results = run_small(tmp_path / "out", *flags, "--test-on", "dukemtmcreid", f"cuhk03={tmp_path}/labelled")
+    tables = [[row for row in results["rows"] if row["test_set"] == name] for name in ("dukemtmcreid", "cuhk03")]
+    assert scores(tables[0]) == scores(row for row in trained[1]["rows"] if not row["reranking"])  # the same pictures
+    assert len(tables[1]) == 4 and scores(tables[1]) != scores(tables[0])
+    assert {(row["trained_on"], row["checkpoint"]) for row in results["rows"]} == {
+        ("synthetic", str(trained[0] / "last.pth"))
+    }
+    text = capsys.readouterr().out
+    assert "\ntrained on synthetic, tested on DukeMTMC-reID\nDistance" in text
+    assert "\ntrained on synthetic, tested on CUHK03 detected\nDistance" in text
+    table = text.strip().splitlines()[-5:]
+    assert re.split(r"\s{2,}", table[0]) == ["trained on synthetic, Rank-1/mAP", "DukeMTMC-reID", "CUHK03 detected"]
+    last = [rows[-1] for rows in tables]
+    assert re.split(r"\s{2,}", table[-1]) == [
+        "last, Global+DMLI, market1501", *(f"{100 * row['rank1']:.2f}/{100 * row['mAP']:.2f}" for row in last)
+    ]  # fmt: skip
+
+
+def test_a_checkpoint_on_another_data_set_says_so(trained, run_small, small_people, tmp_path, capsys):
+    shutil.copytree(small_people, tmp_path / "dukemtmc-reid")
+    flags = ["-d", "dukemtmcreid", "--root", tmp_path, "--evaluate", "--resume"]
+    results = run_small(tmp_path / "out", *flags, trained[0] / "last.pth")
+    assert "trained on synthetic, tested on DukeMTMC-reID" in capsys.readouterr().out
+    assert results["rows"][0]["trained_on"] == "synthetic" and results["dataset"] == "dukemtmcreid"
+    weights = torch.load(trained[0] / "last.pth", weights_only=True)["state_dict"]
+    torch.save({"state_dict": weights}, tmp_path / "published.pth")
+    assert run_small(tmp_path / "out", *flags, tmp_path / "published.pth")["rows"][0]["trained_on"] is None
+    assert "trained on data the checkpoint does not name, tested on DukeMTMC-reID" in capsys.readouterr().out
+
+
+def test_training_on_one_set_and_testing_on_another(run_small, small_people, tmp_path):
+    shutil.copytree(small_people, tmp_path / "dukemtmc-reid")
+    flags = ["--max-epoch", 1, "--eval-step", 1, "--use-metric-cuhk03", "--test-on", f"dukemtmcreid={tmp_path}"]
+    results = run_small(tmp_path / "run", *flags)
+    (row,) = results["rows"]
+    (line,) = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert row["protocol"] == "cuhk03" and json.loads(line)["mAP"] == row["mAP"]  # the same pictures, twice
+    assert (row["trained_on"], row["test_set"], row["checkpoint"]) == ("synthetic", "dukemtmcreid", None)
+    assert results["dataset"] == "synthetic" and results["training"]["epochs"] == 1
+
+
+def test_options_of_a_set_that_is_tested_on(trained, run_small, tmp_path, capsys):
+    home = tmp_path / "cuhk03"
+    home.mkdir()
+    images = sorted(draw_images("labeled").items())
+    (home / "images_labeled").mkdir()
+    for name, pixels in images:
+        Image.fromarray(pixels).save(home / "images_labeled" / name)
+    split = {"train": [], "query": [], "gallery": []}
+    for name, _ in images:
+        split["gallery" if name < "2" else "train"].append([name, 0, 1])
+    split["query"] = split["gallery"]
+    (home / "splits_classic_labeled.json").write_text(json.dumps([split]))
+    flags = ["--root", tmp_path, "--cuhk03-labeled", "--cuhk03-classic-split", "--evaluate", "--resume"]
+    results = run_small(tmp_path / "out", *flags, trained[0] / "last.pth", "--test-on", "cuhk03")
+    assert {row["test_set"] for row in results["rows"]} == {
+        "cuhk03 --cuhk03-labeled --cuhk03-classic-split --split-id 0"
+    }
+    said = capsys.readouterr().out
+    assert "note: papers score CUHK03's classic splits by --protocol cuhk03" in said
+    assert "warning: not the official counts of cuhk03 --cuhk03-labeled" in said
 
 
 def test_published_flags_and_defaults():
@@ -180,18 +267,26 @@ def test_published_flags_and_defaults():
         "labelsmooth": False, "optim": "adam", "max_epoch": 300, "train_batch": 32, "test_batch": 32, "lr": 0.0002,
         "stepsize": 150, "gamma": 0.1, "weight_decay": 5e-4, "margin": 0.3, "num_instances": 4, "htri_only": False,
         "print_freq": 10, "seed": 1, "evaluate": False, "eval_step": -1, "start_eval": 0, "save_dir": "log",
+        "cuhk03_labeled": False, "cuhk03_classic_split": False, "protocol": "market1501",
         "use_cpu": False, "gpu_devices": "0", "reranking": False, "test_distance": "global", "unaligned": False,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
     args = alignedreid.make_parser().parse_args(["--use_cpu", "--test_distance", "global_local", "--amp"])
     assert (args.use_cpu, args.test_distance, args.amp) == (True, "global_local", "auto")
+    for flags in (["--use-metric-cuhk03"], ["--protocol", "cuhk03"]):
+        assert alignedreid.make_parser().parse_args(flags).protocol == "cuhk03"
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--root", "nowhere"], "nowhere"),
-        (["--train-fraction", "0.5"], "takes no options, got train_fraction"),
+        (["--train-fraction", "0.5"], "--train-fraction says nothing about synthetic: leave it out"),
+        (
+            ["--train-fraction", "0", "--test-on", "dukemtmcreid={root}"],
+            "nothing about synthetic or dukemtmcreid",
+        ),
+        (["--test-on", "dukemtmcreid={root}"], "leads to the images of synthetic"),
         (["--evaluate"], "--evaluate needs the model's checkpoint in --resume"),
         (["--evaluate", "--resume", "nowhere.pth"], "nowhere.pth does not exist"),
         (["--replace-classifier"], "--replace-classifier is said of the checkpoint in --weights: give that too"),
@@ -204,7 +299,8 @@ def test_published_flags_and_defaults():
 )
 def test_bad_input_ends_in_one_line(small_people, tmp_path, capsys, flags, message):
     argv = ["-d", "synthetic", "--root", str(small_people), "-a", "resnet18", "--height", "64", "--width", "32",
-            "-j", "0", "--train-batch", "8", "--use-cpu", "--save-dir", str(tmp_path), *flags]  # fmt: skip
+            "-j", "0", "--train-batch", "8", "--use-cpu", "--save-dir", str(tmp_path),
+            *(flag.format(root=small_people) for flag in flags)]  # fmt: skip
     with pytest.raises(SystemExit) as caught:
         alignedreid.main(argv)
     assert caught.value.code == 2

@@ -63,6 +63,27 @@ def test_rows_are_those_of_the_definition(features, name, reranking):
     assert 0.2 < row["mAP"] < 0.99
 
 
+@pytest.mark.parametrize("protocol", ["cuhk03", "mudeep"])
+def test_rows_by_other_protocols(features, tmp_path, capsys, protocol):
+    usual, row = evaluate(features, ["global"], reranking=False, protocols=("market1501", protocol))
+    labels = features.query_ids, features.gallery_ids, features.query_cameras, features.gallery_cameras
+    distance = reference.euclidean_distance(features.query.double(), features.gallery.double(), squared=True)
+    expected = reference.rank_metrics(distance, *labels, protocol=protocol, num_draws=100, seed=0)
+    assert [row.rank(k) for k in (1, 5, 10)] == pytest.approx([float(expected.cmc[k - 1]) for k in (1, 5, 10)])
+    assert (row.mean_ap, row.mean_inp) == pytest.approx((float(expected.mean_ap), float(expected.mean_inp)), abs=1e-9)
+    assert row.mean_ap != usual.mean_ap
+    if protocol == "cuhk03":  # one match a draw: both are 1 / rank
+        assert row.mean_ap == pytest.approx(row.mean_inp)
+
+    save_features(features, tmp_path / "features.npz")
+    argv = ["--features", str(tmp_path / "features.npz"), "--no-normalize", "--no-reranking", "--protocol", protocol]
+    results = script.main([*argv, "--test-distance", "global", "--output", str(tmp_path / "rows.json")])
+    assert results["rows"] == json.loads((tmp_path / "rows.json").read_text())["rows"] == [row.row()]
+    head, _, line = capsys.readouterr().out.splitlines()[1:4]
+    assert head.split()[:3] == ["Distance", "Re-ranking", "Protocol"]
+    assert line.split()[:4] == ["Global", "-", protocol, f"{100 * row.rank(1):.1f}"]
+
+
 def test_the_whole_table(features):
     evaluations = evaluate(features.normalized(), k1=7, k2=3)
     assert [(e.distance, e.reranking) for e in evaluations] == [(name, r) for name in TABLE for r in (False, True)]

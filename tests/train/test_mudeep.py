@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from reidops_models import AlignedReID, MuDeepOutput, MuDeepV2
 from tests.reidops.test_losses import trip_hard
-from tests.train.checks import KEYS, Killed, assert_picture, killed, read_log
+from tests.train.checks import Killed, assert_picture, killed, read_log, scores
 from tests.train.conftest import runner
 from train import engine, mudeep
 from train.data import load_dataset, write_synthetic
@@ -37,10 +37,6 @@ def trained(run_mudeep, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mudeep")
     flags = [*SCHEDULE, "--pictures"]
     return folder, run_mudeep(folder, *flags, "--reranking", "--k1", 8, "--save-features", folder / "features.npz")
-
-
-def scores(rows):
-    return [{name: row[name] for name in KEYS} for row in rows]
 
 
 def test_a_run_writes_everything(trained):

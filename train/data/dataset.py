@@ -12,7 +12,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from train.data.counts import Counts, SubsetCounts, count_warning
+
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+SUBSETS = ("train", "query", "gallery")
 
 
 class Sample(NamedTuple):
@@ -42,6 +45,7 @@ class ReIDDataset:
         gallery: the same; identity 0 of Market-1501 is a distractor that matches nobody.
         read: what reads its images, for ``ImageDataset``; None for ``read_image``.
         skipped: the files that were taken out of each subset because they cannot be read.
+        official: the counts it should have; None where nobody has published any.
 
     Example:
         >>> data = ReIDDataset("two", [Sample("a.jpg", 0, 1), Sample("b.jpg", 0, 2)], [], [])
@@ -62,20 +66,30 @@ class ReIDDataset:
     gallery: list[Sample]
     read: Callable[[str], Image.Image] | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
+    official: SubsetCounts | None = None
 
     @property
     def num_train_identities(self) -> int:
         """How many people there are to classify in training."""
         return len({sample.identity for sample in self.train})
 
+    def counts(self) -> dict[str, Counts]:
+        """Identities and images of each subset."""
+        subsets = {subset: getattr(self, subset) for subset in SUBSETS}
+        return {subset: Counts(len({one.identity for one in some}), len(some)) for subset, some in subsets.items()}
+
+    def count_warning(self) -> str | None:
+        """One line that names every difference from the official counts; None where there is none."""
+        return None if self.official is None else count_warning(self.name, self.counts(), self.official)
+
     def summary(self) -> str:
-        """The field's table of counts, one line a subset."""
+        """The field's table of counts, one line a subset, and below it the warning where these are not the official."""
         lines = [self.name, "subset  |  # ids | # images | # cameras", "--------+--------+----------+----------"]
-        for subset in ("train", "query", "gallery"):
-            samples = getattr(self, subset)
-            identities = len({sample.identity for sample in samples})
-            cameras = len({sample.camera for sample in samples})
-            lines.append(f"{subset:7s} | {identities:6d} | {len(samples):8d} | {cameras:9d}")
+        for subset, count in self.counts().items():
+            cameras = len({sample.camera for sample in getattr(self, subset)})
+            lines.append(f"{subset:7s} | {count.identities:6d} | {count.images:8d} | {cameras:9d}")
+        if (warning := self.count_warning()) is not None:
+            lines.append(warning)
         return "\n".join(lines)
 
 

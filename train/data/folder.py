@@ -124,7 +124,10 @@ def _read(folder: Path, pattern: re.Pattern) -> list[_Named]:
 def _parse(path: Path, pattern: re.Pattern) -> _Named:
     match = pattern.match(path.name)
     if match is None or "identity" not in pattern.groupindex or not match["identity"]:
-        raise ValueError(f"'{path}' tells no identity: its name does not match the pattern {pattern.pattern!r}")
+        raise ValueError(
+            f"'{path}' tells no identity: its name does not match the pattern {pattern.pattern!r}; give --pattern, or "
+            f"sort the images into a folder for each identity"
+        )
     camera = match["camera"] if "camera" in pattern.groupindex else None
     return _Named(path, match["identity"], _camera_number(camera, path))
 

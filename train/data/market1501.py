@@ -10,8 +10,9 @@ import re
 import warnings
 from pathlib import Path
 
+from train.data.counts import OFFICIAL
 from train.data.dataset import ReIDDataset, Sample, list_images, relabel
-from train.data.paths import find_input
+from train.data.paths import data_set_places, find_input
 
 TRAIN, QUERY, GALLERY = FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 JUNK, DISTRACTOR = -1, 0
@@ -29,8 +30,8 @@ def load_market1501(root: str | Path, *, name: str = "market1501", folders: tupl
     gallery.
 
     Args:
-        root: the data set's folder, or the folder that holds it.
-        name: the name of the result, and of the folder looked for in ``root``.
+        root: the data set's folder, the folder that holds it, or the one in it that the archive unpacks to.
+        name: the name of the result, of its official counts, and of the folder looked for in ``root``.
         folders: other names that the folder may have.
 
     Returns:
@@ -46,7 +47,7 @@ def load_market1501(root: str | Path, *, name: str = "market1501", folders: tupl
     both = {sample.identity for sample in train} & {sample.identity for sample in query}
     if both:
         warnings.warn(f"'{home}': {len(both)} query identities are also in {TRAIN}", stacklevel=2)
-    return ReIDDataset(name, relabel(train), query, gallery)
+    return ReIDDataset(name, relabel(train), query, gallery, OFFICIAL.get(name))
 
 
 def load_partial(root: str | Path, *, name: str = "market1501_partial") -> ReIDDataset:
@@ -61,18 +62,21 @@ def load_partial(root: str | Path, *, name: str = "market1501_partial") -> ReIDD
 
 
 def find_market1501(root: str | Path, *, name: str = "market1501", folders: tuple[str, ...] = ()) -> Path:
-    """The folder that holds the three sub-folders: ``root``/name or ``root`` itself."""
+    """The folder that holds the three sub-folders (see ``data_set_places``)."""
     root = find_input(root, f"folder for {name}")
-    places = [root / folder for folder in (name, *folders)] + [root]
-    for home in places:
+    names = (name, *folders)
+    for home in data_set_places(root, names):
         if any((home / folder).is_dir() for folder in FOLDERS):
             break
     else:
-        looked = ", ".join(f"'{place}'" for place in places)
-        raise FileNotFoundError(f"no {name} data set: none of {looked} holds {', '.join(FOLDERS)}")
+        make = "; python -m train.data.partial makes it from the whole set" if name.endswith("_partial") else ""
+        raise FileNotFoundError(
+            f"no {name} data set at '{root}': wanted {', '.join(FOLDERS)} there or in {' or '.join(names)}{make}"
+        )
     for folder in FOLDERS:
         if not (home / folder).is_dir():
-            raise FileNotFoundError(f"{name} at '{home}' lacks the folder {folder}/")
+            wanted = f"wanted {', '.join(FOLDERS)}, as in the archive"
+            raise FileNotFoundError(f"{name} at '{home}' lacks the folder {folder}/: {wanted}")
     if (other := _named_after_another(home, name)) is not None:
         raise ValueError(
             f"the folder for {name} should not be that of another data set, got '{home}', {other} by its name"
@@ -105,7 +109,7 @@ def parse_name(name: str) -> tuple[int, int]:
 def _read_folder(folder: Path) -> list[Sample]:
     paths = list_images(folder)
     if not paths:
-        raise ValueError(f"'{folder}' holds no image")
+        raise ValueError(f"'{folder}' holds no image: wanted files like 0001_c1s1_001051_00.jpg, as in the archive")
     samples = []
     for path in paths:
         try:

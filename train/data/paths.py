@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -33,6 +34,23 @@ def find_input(path: str | os.PathLike, what: str = "input") -> Path:
     looked = " or ".join(f"'{place}'" for place in places)
     hint = "" if shared or path.is_absolute() else " (REIDOPS_DATA, where it would be looked for too, is not set)"
     raise FileNotFoundError(f"no {what} at {looked}{hint}")
+
+
+def data_set_places(root: Path, names: Sequence[str]) -> list[Path]:
+    """Where a data set may lie, whichever folder a person names: one that holds it, its own, or the archive's in that.
+
+    Args:
+        root: the folder that was named.
+        names: of the data set's folder and of the one that its archive unpacks to, in any order.
+
+    Returns:
+        ``root``/name and ``root``/name/name for all names, and ``root`` itself.
+
+    Example:
+        >>> [str(place) for place in data_set_places(Path("data"), ["duke"])]
+        ['data/duke', 'data/duke/duke', 'data']
+    """
+    return [root / outer / inner for outer in names for inner in ("", *names)] + [root]
 
 
 def prepare_output(path: str | os.PathLike) -> None:

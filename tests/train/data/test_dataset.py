@@ -15,8 +15,8 @@ from train.data import test_transform as plain_transform
 
 def test_names():
     assert dataset_names() == [
-        "market1501", "dukemtmcreid", "cuhk03np_detected", "cuhk03np_labeled", "market1501_partial", "synthetic",
-        "synthetic_partial", "folder",
+        "market1501", "dukemtmcreid", "cuhk03", "cuhk03np_detected", "cuhk03np_labeled", "msmt17", "market1501_partial",
+        "dukemtmcreid_partial", "synthetic", "synthetic_partial", "folder",
     ]  # fmt: skip
 
 
@@ -32,11 +32,13 @@ def test_unknown_name_and_options(tmp_path):
         load_dataset("market", tmp_path)
     with pytest.raises(ValueError, match="market1501 takes no options, got query_camera"):
         load_dataset("market1501", tmp_path, query_camera=1)
+    with pytest.raises(ValueError, match="msmt17 has the options without_validation, got seed"):
+        load_dataset("msmt17", tmp_path, without_validation=True, seed=1)
     with pytest.raises(ValueError, match="folder has the options pattern, .*, got colour"):
         load_dataset("folder", tmp_path, colour=1)
 
 
-@pytest.mark.parametrize("name", ["market1501", "market1501_partial", "synthetic", "synthetic_partial", "folder"])
+@pytest.mark.parametrize("name", dataset_names())
 def test_missing_folder(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_dataset(name, tmp_path / "nowhere")

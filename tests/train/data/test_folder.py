@@ -86,6 +86,29 @@ def test_own_pattern(tmp_path, make_images):
         load_dataset("folder", tmp_path, pattern="(.*)")
 
 
+def test_own_pattern_without_cameras(tmp_path, make_images):
+    make_images(tmp_path, "anna-1.jpg", "anna-2.png", "ben-1.jpg", "ben-2.jpg")
+    data = load_dataset("folder", tmp_path, pattern=r"(?P<identity>\w+)-", train_fraction=0)
+    assert rows(data.query) == [("anna-1.jpg", 0, 0), ("ben-1.jpg", 1, 0)]
+    assert rows(data.gallery) == [("anna-2.png", 0, 1), ("ben-2.jpg", 1, 1)]
+
+
+def test_other_files_are_passed_over(tmp_path, make_images):
+    make_images(tmp_path / "test", "anna/1_cam1.jpg", "anna/2_cam2.jpg")
+    expected = load_dataset("folder", tmp_path)
+    for name in (
+        "anna/._1_cam1.jpg",
+        "anna/Thumbs.db",
+        "Thumbs.db",
+        ".DS_Store",
+        ".cache/1_cam1.jpg",
+        "__MACOSX/._1.jpg",
+    ):
+        (tmp_path / "test" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "test" / name).write_bytes(b"x")
+    assert load_dataset("folder", tmp_path) == expected
+
+
 def test_market_names_and_junk(tmp_path, make_images):
     make_images(tmp_path / "test", "0003_c1s1_000001_00.jpg", "0003_c2s1_000001_00.jpg", "-1_c2s1_000001_00.jpg")
     data = load_dataset("folder", tmp_path)
@@ -96,7 +119,7 @@ def test_errors_name_the_place(tmp_path, make_images):
     with pytest.raises(ValueError, match="holds no image"):
         load_dataset("folder", tmp_path)
     make_images(tmp_path / "a" / "test", "a_cam1.jpg", "strange.jpg")
-    with pytest.raises(ValueError, match=r"strange.jpg' tells no identity"):
+    with pytest.raises(ValueError, match=r"strange.jpg' tells no identity: .*; give --pattern, or"):
         load_dataset("folder", tmp_path / "a")
     make_images(tmp_path / "b" / "test", "x/a_cam1.jpg", "x/strange.jpg")
     with pytest.raises(ValueError, match=r"strange.jpg' names no camera, but 1 other"):

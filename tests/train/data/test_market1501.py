@@ -37,11 +37,17 @@ def test_reads_the_three_subsets(market):
     assert all(isinstance(sample, Sample) and os.path.isfile(sample.path) for sample in data.train)
 
 
-def test_root_may_be_the_set_or_its_parent(market):
-    expected = load_dataset("market1501", market.parent).query
-    assert load_dataset("market1501", market).query == expected
-    renamed = market.rename(market.parent / "Market-1501-v15.09.15")
-    assert by_name(load_dataset("market1501", renamed.parent).query) == by_name(expected)
+@pytest.mark.parametrize("place", [
+    "market1501", "Market-1501-v15.09.15", "Market-1501", "market1501/Market-1501-v15.09.15", "market1501/Market-1501",
+])  # fmt: skip
+def test_root_may_be_the_set_or_any_folder_above_it(market, tmp_path, place):
+    home = tmp_path / "elsewhere" / place
+    home.parent.mkdir(parents=True)
+    market.rename(home)
+    expected = load_dataset("market1501", home)
+    assert len(expected.query) == 2 and all(sample.path.startswith(str(home)) for sample in expected.query)
+    for root in list(home.parents)[: len(place.split("/"))]:
+        assert load_dataset("market1501", root) == expected
 
 
 def test_relative_root_under_the_data_folder(market, monkeypatch, tmp_path):
@@ -52,6 +58,8 @@ def test_relative_root_under_the_data_folder(market, monkeypatch, tmp_path):
 def test_other_files_are_passed_over(market):
     (market / "query" / "Thumbs.db").write_bytes(b"x")
     (market / "query" / ".0001_c1s1_000001_00.jpg").write_bytes(b"x")
+    (market / "query" / "._0011_c1s1_000001_00.jpg").write_bytes(b"x")  # macOS keeps a file's attributes in such
+    (market / "query" / ".DS_Store").write_bytes(b"x")
     (market / "query" / "readme.txt").write_text("x")
     (market / "query" / "more.jpg").mkdir()
     assert len(load_dataset("market1501", market).query) == 2
@@ -73,14 +81,21 @@ def test_parse_name():
 
 
 def test_missing_parts(tmp_path, market):
-    with pytest.raises(FileNotFoundError, match="no market1501 data set: none of .* holds bounding_box_train, query"):
+    wanted = (
+        "no market1501 data set at '.*': wanted bounding_box_train, query, .* in market1501 or Market-1501-v15.09.15"
+    )
+    with pytest.raises(FileNotFoundError, match=wanted):
         load_dataset("market1501", tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"wanted bounding_box_train.*; python -m train\.data\.partial makes it"
+    ):
+        load_dataset("dukemtmcreid_partial", tmp_path)
     for path in (market / "query").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match="query' holds no image"):
+    with pytest.raises(ValueError, match="query' holds no image: wanted files like 0001_c1s1"):
         load_dataset("market1501", market)
     (market / "query").rmdir()
-    with pytest.raises(FileNotFoundError, match="lacks the folder query/"):
+    with pytest.raises(FileNotFoundError, match="lacks the folder query/: wanted bounding_box_train, query"):
         load_dataset("market1501", market)
 
 
@@ -114,6 +129,7 @@ def test_official_identities_and_cameras(data_folder, tmp_path):
     assert data.num_train_identities == 751
     assert len({sample.identity for sample in data.query}) == 750
     assert len({sample.identity for sample in data.gallery}) == 751  # the 750 and the distractors
+    assert data.official is not None and data.count_warning() is None
     for samples, folder in ((data.query, "query"), (data.gallery, "bounding_box_test")):
         identities, cameras = lists[folder]
         kept = identities >= 0
@@ -127,6 +143,9 @@ def test_official_identities_and_cameras(data_folder, tmp_path):
 @pytest.mark.parametrize(("name", "folder", "names"), [
     ("dukemtmcreid", "dukemtmc-reid/DukeMTMC-reID", ("0005_c2_f0046985.jpg", "0005_c5_f0051781.jpg")),
     ("dukemtmcreid", "DukeMTMC-reID", ("0005_c2_f0046985.jpg", "0005_c5_f0051781.jpg")),
+    ("dukemtmcreid", "dukemtmc-reid", ("0005_c2_f0046985.jpg", "0005_c5_f0051781.jpg")),
+    ("dukemtmcreid", "dukemtmcreid/DukeMTMC-reID", ("0005_c2_f0046985.jpg", "0005_c5_f0051781.jpg")),
+    ("dukemtmcreid_partial", "dukemtmcreid_partial", ("0005_c2_f0046985.jpg", "0005_c5_f0051781.jpg")),
     ("cuhk03np_detected", "cuhk03-np/detected", ("0003_c1_21.png", "0003_c2_26.png")),
     ("cuhk03np_labeled", "CUHK03-NP/labeled", ("0003_c1_21.png", "0003_c2_26.png")),
 ])  # fmt: skip
@@ -135,7 +154,7 @@ def test_sets_in_this_layout_under_their_own_names(tmp_path, make_images, name, 
     make_images(home / "bounding_box_train", "0001_c1_f0044158.jpg", "0001_c2_f0044158.jpg")
     make_images(home / "query", names[0])
     make_images(home / "bounding_box_test", names[1])
-    for root in (tmp_path, home):
+    for root in (tmp_path, home.parent, home):
         data = load_dataset(name, root)
         assert data.name == name
         (query,), (gallery,) = data.query, data.gallery

@@ -2,15 +2,20 @@
 
 import json
 import os
+import signal
 import sys
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from train.data import load_dataset, make_partial_queries
 from train.data import partial as partial_set
+from train.data.files import resumed_folder
 
 
 def snapshot(folder):
@@ -133,15 +138,109 @@ def test_damaged_copies_are_made_again(gradient, tmp_path):
     assert files(target / "bounding_box_train") == files(gradient / "bounding_box_train")
 
 
-def test_a_failure_leaves_what_was_there(gradient, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_failure_leaves_what_was_there(gradient, tmp_path, workers):
     target = make_partial_queries(gradient, tmp_path / "part")
     before = snapshot(target)
     broken = gradient / "query" / "0009_c1s1_000000_00.png"
     broken.write_bytes(b"this is no image")
-    with pytest.raises(OSError, match="0009_c1s1_000000_00.png"):
-        make_partial_queries(gradient, target)
+    with pytest.raises(OSError, match=r"^cannot read the image '.*0009_c1s1_000000_00.png'"):
+        make_partial_queries(gradient, target, workers=workers)
     assert snapshot(target) == before
+    broken.unlink()
+    make_partial_queries(gradient, target, seed=1)  # what the failed run began is another set's
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part", "whole"]
+    expected = make_partial_queries(gradient, tmp_path / "other", seed=1)
+    assert files(target / "query") == files(expected / "query")
+
+
+def test_bytes_do_not_depend_on_workers(synthetic, tmp_path):
+    one = make_partial_queries(synthetic, tmp_path / "one")
+    torch_state = torch.get_rng_state()
+    for workers in (1, 2):
+        many = make_partial_queries(synthetic, tmp_path / f"by{workers}", workers=workers)
+        assert snapshot(many)[Path("partial.json")][0] == snapshot(one)[Path("partial.json")][0]
+        assert files(many / "query") == files(one / "query")
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_is_gone_on_with(gradient, tmp_path, monkeypatch, workers):
+    expected = files(make_partial_queries(gradient, tmp_path / "whole_run") / "query")
+    cut, seen = partial_set._cut, []
+
+    def cut_some(*arguments):
+        seen.append(arguments)
+        if len(seen) == 15:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return cut(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partial_set, "_cut", cut_some)
+        run = partial(make_partial_queries, gradient, tmp_path / "part", workers=workers)
+        if workers:  # one of them is killed, and the run says so
+            with pytest.raises(RuntimeError, match="exited unexpectedly"):
+                run()
+        else:
+            process = get_context("fork").Process(target=run)
+            process.start()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "part").exists()
+    begun = tmp_path / ".part.part" / "new" / "query"
+    done = {path: path.stat().st_mtime_ns for path in sorted(begun.glob("*.png"))}
+    assert 14 <= len(done) < 40
+    half, *others = done
+    half.write_bytes(half.read_bytes()[:-30])  # as a power cut may leave it
+    (begun / f"{half.name}.99.part").write_bytes(b"half of")
+    calls = []
+    monkeypatch.setattr(partial_set, "_cut", lambda *arguments: calls.append(1) or cut(*arguments))
+    target = make_partial_queries(gradient, tmp_path / "part")
+    assert files(target / "query") == expected
+    assert len(calls) == 40 - len(others)
+    assert all((target / "query" / path.name).stat().st_mtime_ns == done[path] for path in others)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part", "whole", "whole_run"]
+    assert len(load_dataset("market1501_partial", target).gallery) == 1
+
+
+def test_interrupted_before_the_stamp(gradient, tmp_path, monkeypatch):
+    expected = files(make_partial_queries(gradient, tmp_path / "other") / "query")
+    with monkeypatch.context() as patch:
+        patch.setattr(partial_set, "write_stamp", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make_partial_queries(gradient, tmp_path / "part")
+    assert (tmp_path / ".part.part" / "new" / "bounding_box_test").is_symlink()
+    assert files(make_partial_queries(gradient, tmp_path / "part") / "query") == expected
+
+
+def test_interrupted_while_it_takes_the_place_of_another(gradient, tmp_path, monkeypatch):
+    expected = files(make_partial_queries(gradient, tmp_path / "other") / "query")
+    target = make_partial_queries(gradient, tmp_path / "part", seed=1)
+    replace = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda a, b: interrupt() if Path(a).name == "new" else replace(a, b))
+        with pytest.raises(KeyboardInterrupt):
+            make_partial_queries(gradient, target)
+    assert not target.exists()  # what was there is out of the way, and the new one not yet there
+    target.mkdir()  # an empty folder is nobody's, and gives way
+    assert files(make_partial_queries(gradient, target) / "query") == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "part", "whole"]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_two_runs_do_not_fill_one_folder(tmp_path):
+    with resumed_folder(tmp_path / "part", "stamp.json", {"seed": 0}):
+        other = get_context("fork").Pool(1)
+        with other, pytest.raises(FileExistsError, match=r"\.part\.part' is being filled by another process"):
+            other.apply(_enter, (tmp_path / "part",))
+
+
+def _enter(target):
+    with resumed_folder(target, "stamp.json", {"seed": 0}):
+        pass
 
 
 def test_refusals(gradient, tmp_path):
@@ -152,8 +251,13 @@ def test_refusals(gradient, tmp_path):
         make_partial_queries(gradient, gradient)
     with pytest.raises(ValueError, match="target_root should lie outside the source"):
         make_partial_queries(gradient, gradient / "query" / "part")
-    with pytest.raises(FileNotFoundError, match="lacks the folder bounding_box_train/"):
-        make_partial_queries(tmp_path, tmp_path / "part")
+    with pytest.raises(ValueError, match="workers should be at least 0, got -1"):
+        make_partial_queries(gradient, tmp_path / "part", workers=-1)
+    (tmp_path / "MSMT17_V1" / "train").mkdir(parents=True)
+    with pytest.raises(
+        FileNotFoundError, match="MSMT17_V1' lacks the folder bounding_box_train/: a partial set is made"
+    ):
+        make_partial_queries(tmp_path / "MSMT17_V1", tmp_path / "part")
     with pytest.raises(FileNotFoundError, match="no data set at"):
         make_partial_queries(tmp_path / "nowhere", tmp_path / "part")
     (tmp_path / "mine").mkdir()
@@ -168,14 +272,42 @@ def test_the_whole_set_is_not_a_partial_one(gradient):
         load_dataset("market1501_partial", gradient)
 
 
-def test_program_prints_what_it_made(gradient, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["partial", "--source", str(gradient), "--target", str(tmp_path / "part")])
+def run_program(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["partial", *map(str, flags)])
     partial_set.main()
+
+
+def test_program_prints_what_it_made(gradient, tmp_path, monkeypatch, capsys):
+    run_program(monkeypatch, "--source", gradient, "--target", tmp_path / "part", "--workers", 2)
     printed = capsys.readouterr().out
     assert "query   |      1 |       40" in printed and f"in {tmp_path / 'part'}" in printed
 
 
-def test_program_reports_errors_in_a_line(gradient, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["partial", "--source", str(gradient), "--target", str(gradient)])
+@pytest.mark.parametrize(("name", "place"), [
+    ("market1501", "market1501"), ("market1501", "market1501/Market-1501-v15.09.15"),
+    ("dukemtmcreid", "dukemtmc-reid/DukeMTMC-reID"),
+])  # fmt: skip
+def test_program_finds_a_data_set_by_its_name(gradient, tmp_path, monkeypatch, capsys, name, place):
+    home = tmp_path / "data" / place
+    home.parent.mkdir(parents=True)
+    gradient.rename(home)
+    run_program(monkeypatch, "--dataset", name, "--root", tmp_path / "data", "--workers", 0)
+    printed = capsys.readouterr().out
+    assert f"in {tmp_path / 'data' / name}_partial" in printed
+    assert f"warning: not the official counts of {name}_partial: train has 1 ids" in printed
+    assert len(load_dataset(f"{name}_partial", tmp_path / "data").query) == 40
+    run_program(monkeypatch, "--dataset", name, "--root", home, "--workers", 0)
+    assert f"in {home.parent / name}_partial" in capsys.readouterr().out
+
+
+def test_program_reports_errors_in_a_line(gradient, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="^error: target_root should lie outside the source"):
-        partial_set.main()
+        run_program(monkeypatch, "--source", gradient, "--target", gradient)
+    (gradient / "query" / "0009_c1s1_000000_00.png").write_bytes(b"this is no image")
+    with pytest.raises(SystemExit, match=r"^error: cannot read the image '.*0009_c1s1_000000_00.png': [^\n]*$"):
+        run_program(monkeypatch, "--source", gradient, "--target", tmp_path / "part", "--workers", 1)
+    for flags, message in ((["--source", gradient], "--source needs --target"), ([], "one of the arguments"),
+                           (["--dataset", "msmt17"], "invalid choice: 'msmt17'")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            run_program(monkeypatch, *flags)
+        assert message in capsys.readouterr().err
