@@ -43,9 +43,9 @@ class ReIDDataset:
         train: identities relabelled 0..K-1 in the order of their original numbers.
         query: identities and cameras as in the file names.
         gallery: the same; identity 0 of Market-1501 is a distractor that matches nobody.
+        official: the counts it should have; None where nobody has published any.
         read: what reads its images, for ``ImageDataset``; None for ``read_image``.
         skipped: the files that were taken out of each subset because they cannot be read.
-        official: the counts it should have; None where nobody has published any.
 
     Example:
         >>> data = ReIDDataset("two", [Sample("a.jpg", 0, 1), Sample("b.jpg", 0, 2)], [], [])
@@ -64,9 +64,9 @@ class ReIDDataset:
     train: list[Sample]
     query: list[Sample]
     gallery: list[Sample]
+    official: SubsetCounts | None = None
     read: Callable[[str], Image.Image] | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
-    official: SubsetCounts | None = None
 
     @property
     def num_train_identities(self) -> int:
