@@ -10,9 +10,8 @@ that call. Racecheck has died on an H100 (CUDA 13.0, driver 580) after a minute:
 hardware exception", where memcheck passes. That log did not name the call yet, and we found no mention of the error,
 nor of an instruction of ours that racecheck refuses, in NVIDIA's manual and release notes as far as we could search
 them. Two things are out of the ordinary for a tool that keeps notes of every access to shared memory: copies that
-bypass registers (cuda_pipeline.h's cp.async: dmli, channel_attention in bfloat16), for whose bulk form others have seen
-hazards reported that are none; and blocks with more than 48 KB of it (channel_attention in bfloat16). The kernel that
-has both, channel_attention_tensor_kernel, is the first to suspect.
+bypass registers (cuda_pipeline.h's cp.async: dmli), for whose bulk form others have seen hazards reported that are
+none; and blocks with more than 48 KB of it. The kernel that had both then, of channel_attention in bfloat16, is gone.
 """
 
 import argparse
