@@ -124,7 +124,7 @@ constexpr int kAttendRows = kFew > kSomeValues ? 2 : 4;  // of a warp, which sha
 // 16.8 MB of scores an image of 2,048 channels, 3 to 6 us from the L2 cache; 4 values take some 12 instructions a
 // score, 3 us. Memory bounds it.
 template <typename T, typename A, int kFew>
-__global__ void __launch_bounds__(kAttendThreads)
+__global__ void __launch_bounds__(kAttendThreads, sizeof(A) == 8 ? 2 : 4)
     attend_kernel(const A* __restrict__ scores, Part part, const A* __restrict__ values, Statistics<T, A> statistics,
                   T* __restrict__ out) {
   constexpr int kRows = kAttendRows<kFew>, kWidth = kVector<A>;
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kAttendThreads)
   A highest[kRows], sum[kRows] = {}, attended[kRows][kFew] = {};
 #pragma unroll
   for (int r = 0; r < kRows; ++r) highest[r] = -std::numeric_limits<A>::infinity();
-#pragma unroll 2
+#pragma unroll 1  // four lines on their way are enough, and two rounds spill on sm_80
   for (int column = lane * kWidth; column < part.channels; column += kWarp * kWidth) {
     Vector<A, kWidth> line[kRows];
 #pragma unroll
