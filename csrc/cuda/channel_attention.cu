@@ -6,8 +6,9 @@
 // scores made again included. MuDeep_v2 attends to averages, values of 3 or 4 numbers: their products happen in the
 // kernels, forward is 2 N, and backward 6 N. 72 x 2,048 x 288 has N = 87 GFLOP: 0.9 ms in bfloat16 at 770 TFLOP/s, and
 // 42 MB of scores and slopes an image go through the L2 cache, two passes forward and five backward, 6.6 GB: 1.2 ms at
-// 5.5 TB/s.
-#include "channel_attention_kernels.cuh"
+// 5.5 TB/s. Lengths that fill no 16 bytes (an odd number of positions) take cuBLAS's slower kernels.
+#include "channel_attention_backward.cuh"
+#include "channel_attention_forward.cuh"
 #include "gemm.h"
 
 namespace reidops {
@@ -45,7 +46,7 @@ void check_sizes(const Tensor& query, const Tensor& key, const Tensor& value) {
   STD_TORCH_CHECK(key.size(2) == query.size(2), "query and key should match");
   STD_TORCH_CHECK(query.size(1) >= 1 && query.size(2) >= 1 && value.size(2) >= 1,
                   "query and value should have channels and a length");
-  constexpr int64_t kMost = 1 << 24;
+  constexpr int64_t kMost = 1 << 23;
   STD_TORCH_CHECK(query.size(1) < kMost && query.size(2) < kMost && value.size(2) < kMost,
                   "query and value should have fewer channels or be shorter");
 }
@@ -122,7 +123,7 @@ void make_scores(const Tensor& query, const Tensor& key, const Part& part, const
                  part.images, false, part_scores(scores, part, false));
 }
 
-int64_t finish_blocks(int64_t count) { return std::min(ceil_div(count, kFinishThreads), kMaxBlocks); }
+int64_t each_blocks(int64_t count) { return std::min(ceil_div(count, kEachThreads), kMaxBlocks); }
 
 // ----------------------------------------------------------------------------------------------------------- forward
 
@@ -170,8 +171,8 @@ void attend(const Tensor& query, const Tensor& key, const Tensor& value, const S
     const Matrices to{sums.const_data_ptr(), sums.scalar_type(), width, int64_t(part.rows) * width, false};
     multiply_batch(part_scores(weights, part, false), all_rows(value, part, false), part.rows, width, channels,
                    part.images, false, to);
-    launch("channel_attention", attended_kernel<T, A>, dim3(finish_blocks(int64_t(part.images) * part.rows * width)),
-           kFinishThreads, 0, 0, stream, data<A>(sums), part, statistics, mutable_data<T>(output));
+    launch("channel_attention", attended_kernel<T, A>, dim3(each_blocks(int64_t(part.images) * part.rows * width)),
+           kEachThreads, 0, 0, stream, data<A>(sums), part, statistics, mutable_data<T>(output));
   });
 }
 
@@ -221,10 +222,9 @@ class Gradient {
     if (!by_sums_ || (added_up_ && part.row + part.rows < part.channels)) return;
     // More than one image only if all of their rows are in the part: then what is written lies in one piece.
     if constexpr (!std::is_same_v<T, A>) {
-      launch("channel_attention_backward", gradient_kernel<T, A>, dim3(finish_blocks(part.images * size)),
-             kFinishThreads, 0, 0, current_stream(gradient_), static_cast<const A*>(sums_->const_data_ptr()),
-             part.image, int64_t(part.images), size, divisor, largest,
-             static_cast<T*>(const_cast<void*>(place.values)));
+      launch("channel_attention_backward", gradient_kernel<T, A>, dim3(each_blocks(part.images * size)), kEachThreads,
+             0, 0, current_stream(gradient_), static_cast<const A*>(sums_->const_data_ptr()), part.image,
+             int64_t(part.images), size, divisor, largest, static_cast<T*>(const_cast<void*>(place.values)));
     }
   }
 
@@ -302,9 +302,9 @@ void attend_backward(const Tensors& t, const Statistics<T, A>& statistics) {
       return;
     }
     launch("channel_attention_backward", value_gradient_kernel<T, A>,
-           dim3(ceil_div(channels, kFinishThreads), width, part.images), kFinishThreads, 0, 0, stream,
-           data<A>(value_parts), static_cast<int>(groups), few, part, width,
-           static_cast<A*>(value_sums.mutable_data_ptr()), static_cast<T*>(t.grad_value.mutable_data_ptr()));
+           dim3(ceil_div(channels, kEachThreads), width, part.images), kEachThreads, 0, 0, stream, data<A>(value_parts),
+           static_cast<int>(groups), few, part, width, static_cast<A*>(value_sums.mutable_data_ptr()),
+           static_cast<T*>(t.grad_value.mutable_data_ptr()));
   });
 }
 

@@ -85,8 +85,7 @@ struct Matrices {
 };
 
 // Products of `count` pairs of matrices: out, (rows, columns) each, = or += left (rows, depth) times right (depth,
-// columns). Of float32 at the precision torch is set to (torch.set_float32_matmul_precision), as torch.bmm's; half types
-// are summed in float32.
+// columns). At the precision torch is set to (torch.set_float32_matmul_precision and its like), as torch.bmm's.
 inline void multiply_batch(const Matrices& left, const Matrices& right, int64_t rows, int64_t columns, int64_t depth,
                            int64_t count, bool add, const Matrices& out) {
   constexpr int kNormal = 0, kTransposed = 1, kIn32F = 68, kIn64F = 70, kDefaultAlgorithm = -1;

@@ -163,7 +163,9 @@ __global__ void __launch_bounds__(kFinishThreads, sizeof(T) == 4 ? 5 : 3)
       for (int u = 0; u < kBatch; ++u) {
         const T both = row_norm + norms[u];
         distances[u] = tile.distance(distances[u], both);
-        const bool right = distances[u] >= kTensorCancellation<T> * both && both < std::numeric_limits<T>::infinity();
+        const bool right =  // or beyond help
+            (distances[u] >= kTensorCancellation<T> * both && both < std::numeric_limits<T>::infinity()) ||
+            both != both;
         if (repair && !right && start + batch_column<kGroup<T>>(u) < last) near |= 1u << u;
       }
       for (unsigned lanes = __ballot_sync(kAllLanes, near != 0); lanes != 0; lanes &= lanes - 1) {
