@@ -13,6 +13,16 @@ def device(request):
     return torch.device(request.param)
 
 
+@pytest.fixture(autouse=True)
+def same_processor():
+    """What a training run sets for its process (threads, numbers below 1e-38 taken as 0) does not outlive its test."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def data_folder():
     """The folder of real data, from the environment variable REIDOPS_DATA."""

@@ -1,21 +1,12 @@
 """A small data set to train on, drawn once, and the scripts on it."""
 
 import pytest
-import torch
 
 from train import alignedreid
 from train.data import write_synthetic
 
 SMALL = ["-d", "synthetic", "-a", "resnet18", "--height", "64", "--width", "32", "-j", "0", "--train-batch", "8",
          "--num-instances", "2", "--test-batch", "16", "--use-cpu", "--seed", "3"]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def same_threads():
-    """A run's --threads hold for its process: other threads add up in another order, and other tests compare bits."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def runner(script, small, root):
