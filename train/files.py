@@ -8,10 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside a file's own, of this process of this machine alone."""
+    return path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.part")
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary name of this process to write to, renamed at the end: a file by the right name is always whole."""
-    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.part")
+    temporary = temporary_name(path)
     try:
         yield temporary
         os.replace(temporary, path)

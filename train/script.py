@@ -305,7 +305,7 @@ def one_line_errors(parser: argparse.ArgumentParser, last: Path | None = None) -
     """Bad input and Ctrl-C end in one line, not in a traceback; `last` is the checkpoint to resume from, if any.
 
     An error in a process that loads images arrives with that process's traceback: its last line is the error, after
-    the error's name.
+    the error's name, which is left out.
     """
     try:
         yield
@@ -313,7 +313,11 @@ def one_line_errors(parser: argparse.ArgumentParser, last: Path | None = None) -
         reason = str(error)[str(error).rindex("cannot read the image") :].strip()
         parser.exit(2, f"error: {reason}; put a whole file in its place, or leave it out: --on-bad-image skip\n")
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        parser.exit(2, f"error: {(str(error).strip() or type(error).__name__).splitlines()[-1]}\n")
+        name, text = type(error).__name__, str(error).strip()
+        line = (text or name).splitlines()[-1]
+        if text.startswith(f"Caught {name} in "):
+            line = re.sub(rf"^([\w.]+\.)?{name}: ", "", line)
+        parser.exit(2, f"error: {line}\n")
     except KeyboardInterrupt:
         advice = f": continue with --resume {last}" if last is not None and last.is_file() else ""
         parser.exit(130, f"interrupted{advice}\n")

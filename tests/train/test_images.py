@@ -1,5 +1,7 @@
 """Images through a cache and bad images, in whole runs: the same results, one line, or a run without them."""
 
+import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +13,7 @@ from tests.train.checks import read_log, scores
 from tests.train.conftest import SMALL
 from tests.train.test_processes import in_two
 from train import alignedreid, images, mudeep, processes
-from train.data import ImageCache, load_dataset
+from train.data import ImageCache, cache, load_dataset
 from train.images import describe_skipped, open_images
 
 TRAINING = ["--labelsmooth", "--eval-step", 1]
@@ -70,6 +72,35 @@ def test_a_bad_image_ends_the_run_in_one_line(people, tmp_path, capsys, workers,
         error.split("\r")[-1],
     )
     assert "Traceback" not in before
+
+
+def test_a_cache_without_a_place_is_one_line(small_people, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for place, words in (("", "should be ram or a folder, got ''"), ("file/sub", "'file' is a file")):
+        with pytest.raises(SystemExit) as caught:
+            alignedreid.main(
+                [*SMALL, "--root", str(small_people), "--save-dir", str(tmp_path / "run"), "--cache", place]
+            )
+        assert caught.value.code == 2
+        assert re.fullmatch(rf"error: the cache .*{words}.*\n", capsys.readouterr().err)
+    assert not list(tmp_path.glob("**/*.images"))
+
+
+def test_a_disk_that_fills_up_is_one_line(small_people, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache, "open", full, raising=False)  # in a process that decodes
+    argv = [*SMALL, "--root", str(small_people), "--save-dir", str(tmp_path / "run"), "-j", "1"]
+    with pytest.raises(SystemExit) as caught:
+        alignedreid.main([*argv, "--cache", str(tmp_path / "cache")])
+    assert caught.value.code == 2
+    assert re.fullmatch(
+        rf"error: cannot write the cache '{tmp_path}/cache/\w+\.images': No space left on device: give a folder on "
+        r"another disk, or --cache off",
+        capsys.readouterr().err.strip().splitlines()[-1].split("\r")[-1],
+    )
 
 
 def test_a_missing_image_of_the_gallery_is_one_line(trained, people, tmp_path, capsys, monkeypatch):

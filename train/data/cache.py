@@ -3,7 +3,7 @@
 What comes out of it is, to the last bit, what ``read_image`` gives: each image at its own size.
 
 A file holds the pixels of a list of images one after the other, then JSON that says which files they were read from,
-where each begins and how high and wide it is, then the length of the JSON in 8 bytes.
+where each begins, how high and wide it is and how many bytes all have, then the length of the JSON in 8 bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from torch.utils.data import Dataset
 
 from train.data.dataset import BadImage, read_image
 from train.data.scan import each, find_bad
-from train.files import written_whole
+from train.files import temporary_name
 
-FORMAT = 1  # raised whenever the same images would be stored otherwise
+FORMAT = 2  # raised whenever the same images would be stored otherwise
 HOUR = 3600
+ELSEWHERE = "give a folder on another disk, or --cache off"
 
 
 class ImageCache:
@@ -39,6 +41,9 @@ class ImageCache:
         place: ``"ram"``, or the folder for files.
         workers: processes that decode what is taken in; 0 decodes in this one.
         quiet: no progress bar and no words.
+
+    Raises:
+        ValueError: ``place`` is empty.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -52,6 +57,8 @@ class ImageCache:
     """
 
     def __init__(self, place: str | os.PathLike, workers: int = 0, quiet: bool = False):
+        if not os.fspath(place).strip():
+            raise ValueError(f"the cache should be ram or a folder, got '{place}'")
         self.folder = None if place == "ram" else Path(place).expanduser()
         self.workers, self.quiet = workers, quiet
         self.places: dict[str, tuple[int, int, int, int]] = {}  # path: number of the store, offset, height, width
@@ -84,17 +91,14 @@ class ImageCache:
         files = [_describe(path) for path in paths]
         if self.folder is None:
             return self._fill(paths, files, None, what, skip)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise NotADirectoryError(f"the cache should lie in a folder, got the file '{self.folder}'") from None
+        _make_folder(self.folder)
         names = "\n".join(name for name, *_ in files)
         file = self.folder / f"{hashlib.sha256(names.encode()).hexdigest()[:16]}.images"
-        index = _read_index(file, files)
-        if index is None:
+        found = _find(file, files)
+        if found is None:
             return self._fill(paths, files, file, what, skip)
         self._say(f"cache: {what} from {file}")
-        self._hold(paths, index["starts"], index["shapes"], _File(file))
+        self._hold(paths, *found)
         others = [path for path in paths if path not in self.places]
         return find_bad(others, what=what, skip=skip, quiet=self.quiet)
 
@@ -103,20 +107,30 @@ class ImageCache:
         sizes = list(each(_Sizes(paths), self.workers, f"{what}: sizes", self.quiet))
         starts = np.cumsum([0, *sizes]).tolist()
         total = starts.pop()
-        self._say(
-            f"cache: {what}, {len(paths)} images, {total / 1e9:.2f} GB {'in memory' if not file else f'in {file}'}"
-        )
+        self._say(f"cache: {what}, {len(paths)} images, {_bytes(total)} {'in memory' if not file else f'in {file}'}")
         if file is None:
             _require_memory(total)
             shapes, bad = self._decode(paths, sizes, starts, store := _Memory(total), what, skip)
-        else:
-            _require_disk(total, file)
-            with written_whole(file) as temporary:
+            self._hold(paths, starts, shapes, store)
+            return bad
+        _require_disk(total, file)
+        temporary = temporary_name(file)
+        try:
+            with _writing(file):
                 temporary.touch()
-                shapes, bad = self._decode(paths, sizes, starts, _Writer(temporary), what, skip)
-                _write_index(temporary, total, {"files": files, "starts": starts, "shapes": shapes})
-            store = _File(file)
-        self._hold(paths, starts, shapes, store)
+            shapes, bad = self._decode(paths, sizes, starts, _Writer(temporary, file), what, skip)
+            index = {"files": files, "total": total, "starts": starts, "shapes": shapes}
+            with _writing(file):
+                _write_index(temporary, index)
+            found = _find(file, files)  # another run may have filled it meanwhile, and its processes read on from it
+            if found is None:
+                found = _read(temporary, files)
+                with _writing(file):
+                    os.replace(temporary, file)
+                found[-1].path = file
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._hold(paths, *found)
         return bad
 
     def _decode(
@@ -161,36 +175,51 @@ class _Memory:
 
 
 class _File:
-    """Pixels of a file, mapped; a process that gets this by pickling maps the file again."""
+    """Pixels of a file, mapped; a process that gets this by pickling maps the file again when it first reads."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.pixels = np.memmap(path, np.uint8, "r")
-        self.version = self._look()
+    def __init__(self, path: Path, mapped: np.ndarray, index: bytes):
+        self.path, self.mapped = path, mapped
+        self.made_of = hashlib.sha256(index).hexdigest()
 
-    def _look(self) -> tuple[int, int]:
-        status = self.path.stat()
-        return status.st_ino, status.st_mtime_ns
+    @property
+    def pixels(self) -> np.ndarray:
+        """All bytes; OSError if the file holds others by now than when it was opened."""
+        if self.mapped is None:
+            self.mapped = self._map_again()
+        return self.mapped
+
+    def _map_again(self) -> np.ndarray:
+        try:
+            mapped, index = _map(self.path)
+            if hashlib.sha256(index).hexdigest() == self.made_of:  # another run may have written it, of the same images
+                return mapped
+        except (OSError, ValueError):
+            pass
+        raise OSError(f"the cache '{self.path}' was removed or made anew while this run read it: start again")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "version": self.version}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])
-        if self.version != state["version"]:
-            raise OSError(f"the cache {self.path} was made anew by another run while this one read it: start again")
+        return {**vars(self), "mapped": None}
 
 
 class _Writer:
-    """A file that processes write pixels to, each in its places."""
+    """A file that processes write pixels to, each in its places; `file` is the name that it will have."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, temporary: Path, file: Path):
+        self.temporary, self.file = temporary, file
 
     def write(self, start: int, pixels: np.ndarray) -> None:
-        with open(self.path, "r+b") as file:
-            file.seek(start)
-            file.write(pixels.tobytes())
+        with _writing(self.file), open(self.temporary, "r+b") as stream:
+            stream.seek(start)
+            stream.write(pixels.tobytes())
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Says of what cannot be written which file it is for, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write the cache '{file}': {error.strerror or error}: {ELSEWHERE}") from error
 
 
 class _Sizes(Dataset):
@@ -240,36 +269,78 @@ def _describe(path: str) -> list[str | int]:
     return [name, status.st_size, status.st_mtime_ns]
 
 
-def _write_index(file: Path, start: int, index: dict[str, Any]) -> None:
-    """Ends a file of pixels."""
+def _write_index(file: Path, index: dict[str, Any]) -> None:
+    """Ends a file of pixels, and sees it onto the disk."""
     text = json.dumps({"format": FORMAT, **index}).encode()
     with open(file, "r+b") as stream:
-        stream.seek(start)
+        stream.seek(index["total"])
         stream.write(text + len(text).to_bytes(8, "little"))
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
-def _read_index(file: Path, files: Sequence) -> dict[str, Any] | None:
-    """The index of a file of pixels; None unless the file is whole and was made of just these images."""
+def _map(file: Path) -> tuple[np.ndarray, bytes]:
+    """All of a file, mapped, and the JSON at its end; ValueError if it is too short to have one."""
+    mapped = np.memmap(file, np.uint8, "r")
+    end = len(mapped) - 8
+    length = int.from_bytes(mapped[max(end, 0) :].tobytes(), "little")
+    if length > end:
+        raise ValueError(f"{file} ends too early")
+    return mapped, mapped[end - length : end].tobytes()
+
+
+def _read(file: Path, files: Sequence) -> tuple[list[int], list[list[int]], _File]:
+    """Where the images of a file begin, their heights and widths, and the file.
+
+    ValueError, KeyError, TypeError or RecursionError unless it is whole and was made of just these images.
+    """
+    mapped, text = _map(file)
+    index = json.loads(text)
+    if index["format"] != FORMAT or index["files"] != files or index["total"] + len(text) + 8 != len(mapped):
+        raise ValueError(f"{file} is not whole, or of other images")
+    for _, start, (height, width) in zip(files, index["starts"], index["shapes"], strict=True):
+        numbers = (start, height, width)
+        if {*map(type, numbers)} != {int} or min(numbers) < 0 or start + 3 * height * width > index["total"]:
+            raise ValueError(f"{file} has an image that does not lie in it")
+    return index["starts"], index["shapes"], _File(file, mapped, text)
+
+
+def _find(file: Path, files: Sequence) -> tuple[list[int], list[list[int]], _File] | None:
+    """What `_read` gives; None for a file that is to be filled again, whatever is wrong with it."""
     try:
-        with open(file, "rb") as stream:
-            end = stream.seek(-8, os.SEEK_END)
-            length = int.from_bytes(stream.read(8), "little")
-            stream.seek(max(end - length, 0))
-            index = json.loads(stream.read(min(length, end)))
-    except (OSError, ValueError):
+        return _read(file, files)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return index if index.get("format") == FORMAT and index["files"] == files else None
+
+
+def _bytes(count: int) -> str:
+    """A number of bytes in words."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        part = next(part for part in (folder, *folder.parents) if os.path.lexists(part))
+        raise NotADirectoryError(
+            f"the cache should lie in a folder, got '{folder}', and '{part}' is a file: give another, or --cache off"
+        ) from None
+    except OSError as error:
+        raise OSError(
+            f"cannot make the folder '{folder}' for the cache: {error.strerror}: give another, or --cache off"
+        ) from error
 
 
 def _require_disk(needed: int, file: Path) -> None:
     for part in file.parent.glob(f"{file.name}.*.part"):  # of a run that was killed while it wrote
-        if time.time() - part.stat().st_mtime > HOUR:
-            part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another run has just finished with it
+            if time.time() - part.stat().st_mtime > HOUR:
+                part.unlink()
     free = shutil.disk_usage(file.parent).free
     if needed > free:
         raise OSError(
-            f"the cache needs {needed / 1e9:.2f} GB in '{file.parent}', where {free / 1e9:.2f} GB are free: give a "
-            f"folder on another disk, or --cache off"
+            f"the cache needs {_bytes(needed)} in '{file.parent}', where {_bytes(free)} are free: {ELSEWHERE}"
         )
 
 
@@ -279,7 +350,7 @@ def _require_memory(needed: int) -> None:
     if free is not None and copies * needed > free:
         each_one = f" in each of {copies} processes" if copies > 1 else ""
         raise OSError(
-            f"the cache needs {needed / 1e9:.2f} GB of memory{each_one}, and {free / 1e9:.2f} GB are free for sharing: "
+            f"the cache needs {_bytes(needed)} of memory{each_one}, and {_bytes(free)} are free for sharing: "
             f"give a folder for it instead (--cache DIR), or --cache off"
         )
 

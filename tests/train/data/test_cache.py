@@ -1,6 +1,9 @@
 """The cache of decoded images: the same pixels, from memory and from files, whatever happens to the files."""
 
+import errno
+import json
 import os
+import pickle
 import shutil
 import time
 from pathlib import Path
@@ -127,15 +130,47 @@ def test_a_file_of_other_images_is_made_anew(paths, tmp_path, change):
     assert [one.name for one in (tmp_path / "cache").iterdir()] == [file.name] and file.stat().st_ino != before
 
 
-@pytest.mark.parametrize("damage", ["cut", "cut to nothing", "other end", "older"])
+def end_with(content, index):
+    """A file of pixels that ends otherwise; `index` is JSON, or a function that changes what stands there."""
+    length = int.from_bytes(content[-8:], "little")
+    if callable(index):
+        changed_index = json.loads(content[-8 - length : -8])
+        index(changed_index)
+        index = json.dumps(changed_index)
+    return content[: -8 - length] + index.encode() + len(index).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("index", [
+    "[1]", "null", "7", f'{{"format": {cache.FORMAT}}}', "[" * 100_000, lambda index: index.pop("total"),
+    lambda index: index.update(total=None), lambda index: index["starts"].pop(), lambda index: index.update(shapes=3),
+    lambda index: index["shapes"][0].append(1), lambda index: index["shapes"].__setitem__(0, [1000, 1000]),
+    lambda index: index["starts"].__setitem__(1, -1), lambda index: index["shapes"].__setitem__(2, [1.5, 2.0]),
+])  # fmt: skip
+def test_a_file_with_an_odd_index_is_made_anew(paths, tmp_path, index):
+    make("files", tmp_path).add(paths)
+    (file,) = (tmp_path / "cache").iterdir()
+    content = file.read_bytes()
+    file.write_bytes(end_with(content, lambda index: None))
+    assert file.read_bytes() == content  # so it is the index that is odd
+    file.write_bytes(end_with(content, index))
+    images = make("files", tmp_path)
+    images.add(paths)
+    assert all(same(images(path), path) for path in paths)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut at its front", "cut to nothing", "longer", "other end", "older"])
 def test_a_damaged_file_is_made_anew(paths, tmp_path, monkeypatch, damage):
     make("files", tmp_path).add(paths)
     (file,) = (tmp_path / "cache").iterdir()
     content = file.read_bytes()
     if damage == "older":
-        monkeypatch.setattr(cache, "FORMAT", 2)
+        monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
     else:
-        bytes_left = {"cut": content[:-9], "cut to nothing": b"", "other end": content[:-8] + b"\xff" * 8}
+        bytes_left = {
+            "cut": content[:-9], "cut at its front": content[200:], "cut to nothing": b"", "longer": b"0" + content,
+            "other end": content[:-8] + b"\xff" * 8,
+        }  # fmt: skip
         file.write_bytes(bytes_left[damage])
     images = make("files", tmp_path)
     images.add(paths)
@@ -201,10 +236,10 @@ def test_no_room_is_one_line_before_anything_is_decoded(paths, tmp_path, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk)
     monkeypatch.setattr(cache, "_free_memory", lambda: 1000)
     monkeypatch.setattr(cache, "read_image", not_now)
-    what = {"ram": r"0.00 GB of memory, and 0.00 GB are free.*--cache DIR", "files": "where 0.00 GB are free"}[place]
+    what = {"ram": r"0.01 MB of memory, and 0.00 MB are free.*--cache DIR", "files": "where 0.00 MB are free"}[place]
     with pytest.raises(OSError, match=what):
         ImageCache("ram" if place == "ram" else tmp_path / "cache").add(paths, what="test images")
-    assert "test images, 6 images, 0.00 GB" in capsys.readouterr().out
+    assert "test images, 6 images, 0.01 MB" in capsys.readouterr().out
     assert not (tmp_path / "cache").exists() or list((tmp_path / "cache").iterdir()) == []
 
 
@@ -217,23 +252,124 @@ def test_processes_of_torchrun_each_have_their_memory(monkeypatch):
         cache._require_memory(1501)
 
 
+@pytest.mark.parametrize(("unit", "name"), [(1e6, "MB"), (1e9, "GB")])
+def test_sizes_are_told_apart(tmp_path, monkeypatch, unit, name):
+    class Disk:
+        free = int(4.56 * unit)
+
+    monkeypatch.setattr(cache, "_free_memory", lambda: Disk.free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk)
+    with pytest.raises(OSError, match=f"needs 12.30 {name} of memory, and 4.56 {name} are free"):
+        cache._require_memory(int(12.3 * unit))
+    with pytest.raises(OSError, match=f"needs 12.30 {name} in '{tmp_path}', where 4.56 {name} are free"):
+        cache._require_disk(int(12.3 * unit), tmp_path / "x.images")
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(("where", "name"), [(cache, "open"), (os, "fsync"), (os, "replace"), (Path, "touch")])
+def test_a_disk_that_fills_up(paths, tmp_path, monkeypatch, where, name):
+    """After the look at what is free: of what cannot be written it is said which file it was for, and nothing stays."""
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, full, raising=False)
+        with pytest.raises(
+            OSError, match=r"write the cache '\S+\.images': No space left .*: give .*another disk, or --"
+        ):
+            make("files", tmp_path).add(paths)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(paths, tmp_path, monkeypatch):
+    done, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda *args: done.append("sync") or sync(*args))
+    monkeypatch.setattr(os, "replace", lambda *args: done.append("replace") or replace(*args))
+    make("files", tmp_path).add(paths)
+    assert done == ["sync", "replace"]
+
+
 def test_free_memory_is_some():
     assert 0 < cache._free_memory() < 1 << 50
 
 
-def test_a_folder_that_is_a_file(paths, tmp_path):
+@pytest.mark.parametrize("folder", ["cache", "cache/sub", "cache/sub/deeper"])
+def test_a_folder_that_is_a_file(paths, tmp_path, folder):
     (tmp_path / "cache").write_text("")
-    with pytest.raises(NotADirectoryError, match="cache should lie in a folder"):
-        make("files", tmp_path).add(paths)
+    words = f"cache should lie in a folder, got '{tmp_path / folder}', and '{tmp_path / 'cache'}' is a file"
+    with pytest.raises(NotADirectoryError, match=words):
+        ImageCache(tmp_path / folder, quiet=True).add(paths)
 
 
-def test_a_file_replaced_while_it_is_read(paths, tmp_path):
-    """A process that maps it later must not take another run's file for it."""
+def test_a_folder_that_cannot_be_made(paths):
+    with pytest.raises(
+        OSError, match="cannot make the folder '/proc/cache' for the cache: No such file .*give another"
+    ):
+        ImageCache("/proc/cache", quiet=True).add(paths)
+
+
+@pytest.mark.parametrize("place", ["", " "])
+def test_no_place_is_refused(place):
+    with pytest.raises(ValueError, match=f"should be ram or a folder, got '{place}'"):
+        ImageCache(place)
+
+
+@pytest.mark.parametrize("change", [changed, touched, os.unlink])
+def test_a_file_of_other_images_is_not_taken_by_a_later_process(paths, tmp_path, change):
+    """It says so when it first reads, so that a loader can bring the words to the run."""
     images = make("files", tmp_path)
     images.add(paths)
-    state = images.stores[0].__getstate__()
-    touched(paths[0])
+    state, expected = pickle.dumps(images), np.asarray(images(paths[0]))
+    change(paths[0])
+    make("files", tmp_path).add(paths, skip=True)
+    later = pickle.loads(state)
+    with pytest.raises(OSError, match=r"the cache '\S+\.images' was removed or made anew while this run read it"):
+        later(paths[0])
+    assert np.array_equal(np.asarray(images(paths[0])), expected)
+
+
+def test_a_file_that_is_gone_for_a_later_process(paths, tmp_path):
+    images = make("files", tmp_path)
+    images.add(paths)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(OSError, match=r"the cache '\S+\.images' was removed"):
+        pickle.loads(pickle.dumps(images))(paths[0])
+
+
+def test_a_later_process_takes_the_same_images_from_another_file(paths, tmp_path, monkeypatch):
+    images = make("files", tmp_path)
+    images.add(paths)
+    (file,) = (tmp_path / "cache").iterdir()
+    aside = file.rename(tmp_path / "aside")  # so that the other has another inode
     make("files", tmp_path).add(paths)
-    with pytest.raises(OSError, match="made anew by another run"):
-        cache._File.__new__(cache._File).__setstate__(state)
-    assert same(images(paths[0]), paths[0])
+    assert file.stat().st_ino != aside.stat().st_ino
+    monkeypatch.setattr(cache, "read_image", not_now)
+    later = pickle.loads(pickle.dumps(images))
+    assert all(np.array_equal(np.asarray(later(path)), np.asarray(images(path))) for path in paths)
+
+
+def test_two_runs_fill_a_file_at_once(paths, tmp_path, monkeypatch):
+    """The file that is there first stays, and both read it."""
+    first, second, write_index, made = make("files", tmp_path), make("files", tmp_path), cache._write_index, []
+
+    def overtaken(*args):
+        write_index(*args)
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, "_write_index", write_index)
+            patch.setattr(os, "getpid", lambda: 0)  # the other run's
+            first.add(paths)
+        made.extend(path.stat().st_ino for path in (tmp_path / "cache").glob("*.images"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_write_index", overtaken)
+        assert second.add(paths) == {}
+    assert [path.stat().st_ino for path in (tmp_path / "cache").iterdir()] == made
+    for images in (first, second):
+        later = pickle.loads(pickle.dumps(images))
+        assert all(same(images(path), path) and same(later(path), path) for path in paths)
+
+
+def test_a_run_that_ends_while_another_looks_for_what_was_left(paths, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "glob", lambda folder, _: [folder / "gone.part"])
+    make("files", tmp_path).add(paths)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".images"]
