@@ -91,7 +91,7 @@ def test_the_classifier_alone_is_replaced(tmp_path, source):
         load_checkpoint(model, tmp_path / "model.pth", replace_classifier=True)
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "densenet121"])
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet101", "densenet121"])
 @pytest.mark.parametrize("aligned", [True, False])
 def test_features_from_a_published_file_are_those_of_the_published_class(tmp_path, monkeypatch, backbone, aligned):
     source, path = random_published(backbone=backbone, aligned=aligned), tmp_path / "checkpoint_ep300.pth.tar"
@@ -101,7 +101,7 @@ def test_features_from_a_published_file_are_those_of_the_published_class(tmp_pat
     images = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         expected = source(images)
-        assert expected[1].shape[2] == (128 if aligned and backbone == "densenet121" else source.classifier.in_features)
+        assert expected[1].shape[2] == (128 if aligned and backbone != "resnet50" else source.classifier.in_features)
         for ours, theirs in zip(model(images), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     about = f"AlignedReID on {backbone}, 751 identities, " + ("" if aligned else "without a local branch, ")
@@ -113,7 +113,7 @@ def test_a_file_without_local_branch_needs_an_evaluation_without_it(tmp_path, so
     torch.save({"state_dict": weights}, tmp_path / "model.pth")
     model = load_checkpoint(small_model(), tmp_path / "model.pth")
     assert_same_weights(model, source, but=("bn.", "conv1."))
-    with pytest.raises(ValueError, match="missing: bn.weight.*no local branch.*stripes 'trunk'"):
+    with pytest.raises(ValueError, match="missing: bn.weight.*no local branch.*stripes 'trunk', --stripes trunk"):
         load_checkpoint(AlignedReID(5, "resnet18", stripes="branch"), tmp_path / "model.pth")
     torch.save({"state_dict": weights | {"bn.bias": source.bn.bias}}, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="missing: bn.weight, bn.running_mean"):  # a part of it is no branch
@@ -198,6 +198,23 @@ def test_numbers_that_do_not_convert_are_refused(tmp_path, source, dtype):
     torch.save({"state_dict": weights | {"bn.bias": weights["bn.bias"].to(dtype)}}, tmp_path / "model.pth")
     with pytest.raises(ValueError, match=f"wrong dtype: bn.bias {dtype} for torch.float32"):
         load_checkpoint(small_model(), tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensor: tensor.to_sparse(), "torch.sparse_coo"),
+        (lambda tensor: tensor.to("meta"), "meta"),
+    ],
+)
+def test_tensors_without_all_their_numbers_are_refused(tmp_path, source, change, words):
+    weights = source.state_dict()
+    torch.save({"state_dict": weights | {"bn.bias": change(weights["bn.bias"])}}, tmp_path / "model.pth")
+    model = small_model()
+    before = model.bn.running_mean.clone()
+    with pytest.raises(ValueError, match=f"does not fit AlignedReID: not dense: bn.bias {words}$"):
+        load_checkpoint(model, tmp_path / "model.pth")
+    assert torch.equal(model.bn.running_mean, before)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
