@@ -91,8 +91,10 @@ def test_the_classifier_alone_is_replaced(tmp_path, source):
         load_checkpoint(model, tmp_path / "model.pth", replace_classifier=True)
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "resnet101", "densenet121"])
-@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(
+    ("backbone", "aligned"),
+    [("resnet50", True), ("resnet50", False), ("resnet101", True), ("densenet121", True), ("densenet121", False)],
+)
 def test_features_from_a_published_file_are_those_of_the_published_class(tmp_path, monkeypatch, backbone, aligned):
     source, path = random_published(backbone=backbone, aligned=aligned), tmp_path / "checkpoint_ep300.pth.tar"
     save_published(source, path, monkeypatch, parallel=aligned)
