@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .backbones import PUBLISHED_STRIPES, base_names, make_base
+from .backbones import LEAST_PIXELS, PUBLISHED_STRIPES, base_names, make_base
 from .checkpoints import load_checkpoint
 
 
@@ -108,7 +108,17 @@ class AlignedReID(nn.Module):
         return base_names(state, self.backbone)
 
     def forward(self, images: Tensor) -> AlignedReIDOutput | tuple[Tensor, Tensor]:
-        """Features of a batch of images (B, 3, height, width); see the class for what comes back in each mode."""
+        """Features of a batch of images (B, 3, height, width); see the class for what comes back in each mode.
+
+        Raises:
+            ValueError: the images are too small for the trunk.
+        """
+        least = LEAST_PIXELS.get(self.backbone, 1)
+        if min(images.shape[-2:]) < least:
+            raise ValueError(
+                f"images should be at least {least} x {least} pixels for backbone {self.backbone!r}, got "
+                f"{images.shape[-2]} x {images.shape[-1]} (height x width)"
+            )
         feature_map = self.base(images)
         global_features = feature_map.mean(dim=(2, 3))
         if not self.training and self.stripes == "trunk":

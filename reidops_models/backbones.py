@@ -11,8 +11,14 @@ from torchvision.models.resnet import BasicBlock
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 BACKBONES = (*RESNETS, "densenet121", "shufflenet", "inceptionv4", "inception")
 
+# What networks call their classifier: ResNets and ShuffleNet, DenseNet, Inception-v4.
+HEADS = ("fc", "classifier", "last_linear")
+
 # Where the published classes take the stripes of an evaluation from: those not named here, straight from the trunk.
 PUBLISHED_STRIPES = {name: "branch" for name in ("resnet101", "densenet121", "inceptionv4", "inception")}
+
+# The fewest pixels, high and wide, that a trunk still makes a map of; those not named here take any image.
+LEAST_PIXELS = {"densenet121": 29, "inceptionv4": 75, "inception": 75}
 
 # The stages of a network in their order: its numbers in an nn.Sequential.
 _RESNET_STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -96,7 +102,7 @@ def base_names(state: Mapping[str, Tensor], backbone: str) -> dict[str, Tensor]:
         ['base.0.weight', 'base.7.2.bn3.bias']
     """
     stages = _RESNET_STAGES if backbone in RESNETS else _SHUFFLENET_STAGES if backbone == "shufflenet" else ()
-    heads = ("fc",) if stages else ("classifier", "last_linear")
+    heads = HEADS[:1] if stages else HEADS[1:]
     named = {}
     for name, tensor in state.items():
         first, _, rest = name.partition(".")

@@ -7,21 +7,22 @@ from urllib.parse import urlparse
 
 import torch
 import torchvision
+from torchvision.models import WeightsEnum
 
 from .backbones import import_timm
 from .reading import find_state_dict, read_checkpoint
 
-_NAME = re.compile(r"imagenet|(?:(\w+)_Weights\.)?(IMAGENET1K_V\d+)", re.IGNORECASE)
+_NAME = re.compile(r"imagenet|(?:(\w+)_Weights\.)?(IMAGENET1K_V\d+|DEFAULT)", re.IGNORECASE)
 
 
-def is_imagenet_name(text: str | os.PathLike) -> bool:
-    """Whether a text names ImageNet weights, and no file that is there.
+def is_imagenet_name(text: str | os.PathLike | WeightsEnum) -> bool:
+    """Whether a text, or a constant of torchvision's, names ImageNet weights, and no file that is there.
 
     Example:
         >>> [is_imagenet_name(text) for text in ("imagenet", "ResNet50_Weights.IMAGENET1K_V2", "resnet50.pth")]
         [True, True, False]
     """
-    return _NAME.fullmatch(str(text)) is not None and not Path(text).is_file()
+    return _NAME.fullmatch(str(text)) is not None and not Path(str(text)).is_file()
 
 
 def named_state_dict(backbone: str, name: str) -> dict[str, torch.Tensor]:
@@ -30,7 +31,8 @@ def named_state_dict(backbone: str, name: str) -> dict[str, torch.Tensor]:
     Args:
         backbone: one of `backbones.BACKBONES`.
         name: "imagenet" (those the published programs start from, which torchvision calls IMAGENET1K_V1), or
-            torchvision's own name, such as "IMAGENET1K_V2" or "ResNet50_Weights.IMAGENET1K_V2".
+            torchvision's own name, such as "IMAGENET1K_V2", "ResNet50_Weights.IMAGENET1K_V2" or "DEFAULT", the best
+            it has.
 
     Returns:
         The names of torchvision (Inception-v4: of timm) to tensors.
@@ -48,7 +50,7 @@ def named_state_dict(backbone: str, name: str) -> dict[str, torch.Tensor]:
     if version not in known.__members__ or (model and f"{model}_Weights".lower() != known.__name__.lower()):
         names = ", ".join(f"{known.__name__}.{one}" for one in known.__members__)
         raise ValueError(f"weights {name} are none of {backbone}'s: it has {names}")
-    path = _downloaded(known[version].url, f"ImageNet weights {known.__name__}.{version}")
+    path = _downloaded(known[version].url, f"ImageNet weights {known[version]}")
     return find_state_dict(read_checkpoint(path), path)
 
 
@@ -72,7 +74,7 @@ def _downloaded(url: str, what: str) -> Path:
 
 def _from_timm(backbone: str, name: str) -> dict[str, torch.Tensor]:
     """timm's Inception-v4, of which there is one version."""
-    if name.lower() not in ("imagenet", "imagenet1k_v1"):
+    if name.lower() not in ("imagenet", "imagenet1k_v1", "default"):
         raise ValueError(f"weights {name} are none of {backbone}'s: timm has one version, imagenet")
     timm = import_timm(backbone)
     try:

@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 
 # Published checkpoints keep their rank-1 as a NumPy scalar beside the weights. These names are all that takes to
-# read it; everything else that is not a tensor or a plain Python value stays refused.
+# read scalars; everything else that is not a tensor or a plain Python value stays refused.
 _NUMPY_SCALAR = [
     (np.float32(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
     np.float32(0).__reduce__()[0],
     np.dtype,
-    *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float16", "float32", "float64")),
 ]
+
+# Where programs keep the state dict, and what they or torch put before every name in it.
+_HOLDERS = ("state_dict", "model", "model_state_dict", "net")
+_PREFIXES = ("module.", "_orig_mod.")
 
 # How files begin that are often taken for checkpoints.
 _AGAIN = "copy or download it again"
@@ -40,7 +44,8 @@ _BEGINNINGS = {
 def read_checkpoint(path: str | os.PathLike) -> dict:
     """Read a checkpoint file to the CPU, tensors and plain values only (`weights_only=True`).
 
-    Files of every torch since 0.4 are read, also those that Python 2 wrote.
+    Files of every torch since 0.4 are read, also those that Python 2 wrote. Today's format, a zip, has a checksum of
+    every tensor, which is compared; the format of before torch 1.6 has none, so that damage may go unseen in it.
 
     Args:
         path: the file, as `torch.save` wrote it.
@@ -59,6 +64,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
+        _compare_checksums(path)
         with torch.serialization.safe_globals(_NUMPY_SCALAR), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch does follow the encoding (of Python 2's strings), and denies it
             content = torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
@@ -72,18 +78,34 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     return dict(content)
 
 
+def _compare_checksums(path: Path) -> None:
+    """Hold the records of a zip against their checksums, which torch writes and does not read (zipfile.BadZipFile)."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4" or not zipfile.is_zipfile(path):
+            return
+    with zipfile.ZipFile(path) as archive:
+        unwritten = not any(record.CRC for record in archive.infolist())  # torch.serialization.set_crc32_options(False)
+        damaged = None if unwritten else archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f"its record {damaged} does not have the checksum written with it")
+
+
 def _reason(path: Path, error: Exception) -> str:
-    """Why `torch.load` gave a file up, and what to do about it."""
+    """Why a file could not be read, and what to do about it."""
     with open(path, "rb") as file:
         head = file.read(1024)
     if not head:
         return f"it is empty: {_AGAIN}"
+    if not head.strip(b"\0"):
+        return f"it is damaged, beginning with zeros alone as a download does that has not arrived: {_AGAIN}"
     for beginning, words in _BEGINNINGS.items():
         if head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n").startswith(beginning):
             return words
     if head.startswith(b"PK"):
         if not zipfile.is_zipfile(path):
             return f"it is cut short: {_AGAIN}"
+        if isinstance(error, zipfile.BadZipFile):
+            return f"it is damaged ({error}): {_AGAIN}"
         with zipfile.ZipFile(path) as archive:
             inside = {name.rpartition("/")[2] for name in archive.namelist()}
         if "data.pkl" not in inside:
@@ -115,7 +137,10 @@ def _needs_code(what: str) -> str:
 
 
 def find_state_dict(content: Mapping, path: str | os.PathLike) -> dict[str, Tensor]:
-    """The state dict inside what `read_checkpoint` returned, without any "module." before its names.
+    """The state dict inside what `read_checkpoint` returned, without what wrappers put before all of its names.
+
+    It is looked for under "state_dict", "model", "model_state_dict" and "net", and else is the whole. DataParallel
+    puts "module." before the names, `torch.compile` "_orig_mod.".
 
     Args:
         content: the dict that was read.
@@ -128,17 +153,19 @@ def find_state_dict(content: Mapping, path: str | os.PathLike) -> dict[str, Tens
     Raises:
         ValueError: there is no state dict in it.
     """
-    state_dict = next((content[key] for key in ("state_dict", "model") if key in content), content)
+    state_dict = next((content[key] for key in _HOLDERS if key in content), content)
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise ValueError(f"checkpoint {path} holds no state dict, only {', '.join(map(str, content)) or 'nothing'}")
+    sought = "" if state_dict is not content else f" (nothing is under {', '.join(_HOLDERS)})"
     odd = [repr(name) for name in state_dict if not isinstance(name, str)]
     if odd:
-        raise ValueError(f"checkpoint {path} holds no state dict: not a name: {listed(odd)}")
+        raise ValueError(f"checkpoint {path} holds no state dict: not a name: {listed(odd)}{sought}")
     other = [str(name) for name, value in state_dict.items() if not isinstance(value, Tensor)]
     if other:
-        raise ValueError(f"checkpoint {path} holds no state dict: not a tensor: {listed(other)}")
-    spread = all(name.startswith("module.") for name in state_dict)
-    plain = {name.removeprefix("module.") if spread else name: value for name, value in state_dict.items()}
+        raise ValueError(f"checkpoint {path} holds no state dict: not a tensor: {listed(other)}{sought}")
+    plain = dict(state_dict)
+    while prefix := next((one for one in _PREFIXES if all(name.startswith(one) for name in plain)), ""):
+        plain = {name.removeprefix(prefix): value for name, value in plain.items()}
     return {re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", name): x for name, x in plain.items()}
 
 

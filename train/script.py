@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from reidops_models.checkpoints import IMAGENET, describe, kind_of, load_content, read_weights
+from reidops_models.checkpoints import FOREIGN, IMAGENET, describe, kind_of, load_content, read_weights
 from reidops_models.imagenet import is_imagenet_name
 from reidops_models.reading import find_state_dict
 from train import processes
@@ -129,8 +129,9 @@ def start_from_weights(args: argparse.Namespace, model: nn.Module) -> None:
 
 def load_trained(model: nn.Module, content: Mapping, path: str | Path) -> None:
     """Fill a model to be tested with what a checkpoint holds, all but the classifiers (ValueError)."""
-    if kind_of(find_state_dict(content, path)) == IMAGENET:
-        raise ValueError(f"{path} holds ImageNet weights, no trained model: they are what --weights starts from")
+    if (kind := kind_of(find_state_dict(content, path))) in (IMAGENET, FOREIGN):
+        what = "ImageNet weights, no trained model" if kind == IMAGENET else kind
+        raise ValueError(f"{path} holds {what}: --weights starts from such a file")
     load_content(model, content, path, replace_classifier=True)
     print(f"loaded {path}: {describe(content, path)}")
 

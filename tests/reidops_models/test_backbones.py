@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from reidops_models import AlignedReID, MuDeepV2, load_checkpoint
-from reidops_models.backbones import BACKBONES, backbone_of
+from reidops_models.backbones import BACKBONES, LEAST_PIXELS, backbone_of
 
 DIMS = {
     "resnet18": 512,
@@ -46,6 +46,17 @@ def test_inception_has_eight_rows_from_299_pixels_on():
     pytest.importorskip("timm", reason="Inception-v4 is timm's")
     with torch.device("meta"):
         assert AlignedReID(7, "inceptionv4")(torch.rand(2, 3, 299, 128)).local_features.shape == (2, 8, 128)
+
+
+@pytest.mark.parametrize(("backbone", "least"), LEAST_PIXELS.items())
+def test_images_too_small_for_a_trunk(backbone, least):
+    inception_or_skip(backbone)
+    with torch.device("meta"):
+        model = AlignedReID(7, backbone)
+        assert model(torch.rand(2, 3, least, least)).local_features.shape[1] == 1
+        for height, width in ((least - 1, least), (least, least - 1)):
+            with pytest.raises(ValueError, match=f"at least {least} x {least} pixels .*'{backbone}', got {height} x"):
+                model(torch.rand(2, 3, height, width))
 
 
 def test_without_timm_one_line_says_so(monkeypatch):
@@ -93,6 +104,43 @@ def test_imagenet_weights_of_another_network_are_refused(tmp_path):
         load_checkpoint(MuDeepV2(7, backbone="resnet34"), tmp_path / "resnet18.pth")
 
 
+@pytest.mark.parametrize("make", [lambda: AlignedReID(7, "resnet18"), lambda: MuDeepV2(7, backbone="resnet18")])
+def test_imagenet_weights_that_do_not_fit_are_listed_as_in_the_file(tmp_path, make):
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    odd = {"layer1.2.conv1.weight": torch.ones(2), "bn1.bias": torch.ones(3), "bn.bias": torch.ones(2)}
+    torch.save(state | odd, tmp_path / "resnet18.pth")
+    with pytest.raises(ValueError) as caught:
+        load_checkpoint(make(), tmp_path / "resnet18.pth")
+    assert "unexpected: layer1.2.conv1.weight, bn.bias; wrong shape: bn1.bias (3,) for (64,)" in str(caught.value)
+
+
+def torchreid_file(backbone, folder):
+    """A network trained by torchreid on 751 identities: its classifier is called so whatever the network is."""
+    network = getattr(torchvision.models, NETWORKS[backbone])(weights=None)
+    state = {name: x for name, x in network.state_dict().items() if not name.startswith(("fc.", "classifier."))}
+    state |= {"classifier.weight": torch.rand(751, 16), "classifier.bias": torch.rand(751)}
+    torch.save({"state_dict": state}, folder / "model.pth.tar-60")
+    return folder / "model.pth.tar-60", state
+
+
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_a_classifier_that_is_not_imagenets_is_not_dropped_unasked(tmp_path, backbone):
+    path, state = torchreid_file(backbone, tmp_path)
+    model = AlignedReID(7, backbone)
+    with pytest.raises(ValueError, match=rf"another program \(torchreid\?\) on {backbone}, .*--replace-classifier"):
+        load_checkpoint(model, path)
+    load_checkpoint(model, path, replace_classifier=True)
+    last = [name for name in state if name.endswith("running_mean")][-1]
+    assert torch.equal([x for name, x in model.base.state_dict().items() if "running_mean" in name][-1], state[last])
+
+
+def test_a_head_of_other_classes_is_not_imagenets(tmp_path):
+    torch.save(torchvision.models.resnet18(num_classes=751).state_dict(), tmp_path / "resnet18.pth")
+    with pytest.raises(ValueError, match="another program .* on resnet18"):
+        load_checkpoint(MuDeepV2(7, backbone="resnet18"), tmp_path / "resnet18.pth")
+    load_checkpoint(MuDeepV2(7, backbone="resnet18"), tmp_path / "resnet18.pth", replace_classifier=True)
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache folder of torch, and no network."""
@@ -107,7 +155,11 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "hub" / "checkpoints"
 
 
-@pytest.mark.parametrize("name", ["imagenet", "IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1"])
+@pytest.mark.parametrize(
+    "name",
+    ["imagenet", "IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", "DEFAULT", "ResNet18_Weights.DEFAULT",
+     torchvision.models.ResNet18_Weights.DEFAULT],
+)  # fmt: skip
 def test_named_weights_come_from_the_cache(cache, name):
     network = torchvision.models.resnet18(weights=None)
     torch.save(network.state_dict(), cache / "resnet18-f37072fd.pth")
@@ -137,6 +189,10 @@ def test_named_weights_that_cannot_be_had(cache):
         AlignedReID(7, "resnet18", weights="IMAGENET1K_V2")
     with pytest.raises(ValueError, match="ResNet50_Weights.IMAGENET1K_V1 are none of resnet18's"):
         AlignedReID(7, "resnet18", weights="ResNet50_Weights.IMAGENET1K_V1")
+    with pytest.raises(OSError, match=r"ResNet50_Weights.IMAGENET1K_V2 are not at .*resnet50-11ad3fa6.pth"):
+        AlignedReID(7, "resnet50", weights="DEFAULT")
+    with pytest.raises(TypeError, match="should be a file's path or a name of ImageNet weights, got int"):
+        AlignedReID(7, "resnet18", weights=3)
     with pytest.raises(ValueError, match="those of a backbone, and Linear names none"):
         load_checkpoint(torch.nn.Linear(2, 2), "imagenet")
     (cache / "resnet18-f37072fd.pth").write_bytes(b"")

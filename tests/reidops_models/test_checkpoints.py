@@ -39,6 +39,11 @@ LAYOUTS = {
     "state dict alone": lambda weights: weights,
     "published": lambda weights: {"state_dict": weights, "rank1": np.float32(0.9), "epoch": 299},
     "DataParallel": lambda weights: {"state_dict": {f"module.{name}": value for name, value in weights.items()}},
+    "DataParallel twice": lambda weights: {f"module.module.{name}": value for name, value in weights.items()},
+    "compiled": lambda weights: {"net": {f"_orig_mod.{name}": value for name, value in weights.items()}},
+    "compiled in parallel": lambda weights: {
+        "model_state_dict": {f"module._orig_mod.{name}": value for name, value in weights.items()}
+    },
     "before batches were counted": lambda weights: {
         "state_dict": {name: value for name, value in weights.items() if "num_batches_tracked" not in name}
     },
@@ -86,8 +91,10 @@ def test_the_classifier_alone_is_replaced(tmp_path, source):
         load_checkpoint(model, tmp_path / "model.pth", replace_classifier=True)
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "densenet121"])
-@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(
+    ("backbone", "aligned"),
+    [("resnet50", True), ("resnet50", False), ("resnet101", True), ("densenet121", True), ("densenet121", False)],
+)
 def test_features_from_a_published_file_are_those_of_the_published_class(tmp_path, monkeypatch, backbone, aligned):
     source, path = random_published(backbone=backbone, aligned=aligned), tmp_path / "checkpoint_ep300.pth.tar"
     save_published(source, path, monkeypatch, parallel=aligned)
@@ -96,7 +103,7 @@ def test_features_from_a_published_file_are_those_of_the_published_class(tmp_pat
     images = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         expected = source(images)
-        assert expected[1].shape[2] == (128 if aligned and backbone == "densenet121" else source.classifier.in_features)
+        assert expected[1].shape[2] == (128 if aligned and backbone != "resnet50" else source.classifier.in_features)
         for ours, theirs in zip(model(images), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     about = f"AlignedReID on {backbone}, 751 identities, " + ("" if aligned else "without a local branch, ")
@@ -108,7 +115,7 @@ def test_a_file_without_local_branch_needs_an_evaluation_without_it(tmp_path, so
     torch.save({"state_dict": weights}, tmp_path / "model.pth")
     model = load_checkpoint(small_model(), tmp_path / "model.pth")
     assert_same_weights(model, source, but=("bn.", "conv1."))
-    with pytest.raises(ValueError, match="missing: bn.weight.*no local branch.*stripes 'trunk'"):
+    with pytest.raises(ValueError, match="missing: bn.weight.*no local branch.*stripes 'trunk', --stripes trunk"):
         load_checkpoint(AlignedReID(5, "resnet18", stripes="branch"), tmp_path / "model.pth")
     torch.save({"state_dict": weights | {"bn.bias": source.bn.bias}}, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="missing: bn.weight, bn.running_mean"):  # a part of it is no branch
@@ -159,6 +166,13 @@ def python_2_checkpoint():
     return b"".join(pickle.dumps(head, 2) for head in heads) + body + keys + data
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int32", "int64", "float16", "float32", "float64"])
+def test_numpy_scalars_beside_the_weights(tmp_path, dtype):
+    torch.save({"state_dict": {"fc.bias": torch.ones(2)}, "best": np.dtype(dtype).type(1)}, tmp_path / "model.pth")
+    best = read_checkpoint(tmp_path / "model.pth")["best"]
+    assert best == 1 and best.dtype == dtype
+
+
 def test_python_2_wrote_it(tmp_path):
     (tmp_path / "old.pth.tar").write_bytes(python_2_checkpoint())
     content = read_checkpoint(tmp_path / "old.pth.tar")
@@ -188,6 +202,23 @@ def test_numbers_that_do_not_convert_are_refused(tmp_path, source, dtype):
         load_checkpoint(small_model(), tmp_path / "model.pth")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensor: tensor.to_sparse(), "torch.sparse_coo"),
+        (lambda tensor: tensor.to("meta"), "meta"),
+    ],
+)
+def test_tensors_without_all_their_numbers_are_refused(tmp_path, source, change, words):
+    weights = source.state_dict()
+    torch.save({"state_dict": weights | {"bn.bias": change(weights["bn.bias"])}}, tmp_path / "model.pth")
+    model = small_model()
+    before = model.bn.running_mean.clone()
+    with pytest.raises(ValueError, match=f"does not fit AlignedReID: not dense: bn.bias {words}$"):
+        load_checkpoint(model, tmp_path / "model.pth")
+    assert torch.equal(model.bn.running_mean, before)
+
+
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_cut_short(tmp_path, source, kept, zip_format):
@@ -198,6 +229,33 @@ def test_cut_short(tmp_path, source, kept, zip_format):
         file.truncate(size)
     with pytest.raises(ValueError, match=rf"model.pth \({size} bytes\) cannot be read"):
         load_checkpoint(small_model(), path)
+
+
+def test_damage_within_a_record(tmp_path, source):
+    path = tmp_path / "model.pth"
+    torch.save({"state_dict": source.state_dict()}, path)
+    load_checkpoint(small_model(), path)
+    with open(path, "r+b") as file:
+        file.seek(os.path.getsize(path) // 2)
+        file.write(bytes(4096))
+    with pytest.raises(
+        ValueError, match=r"model.pth .* it is damaged \(its record model/data/\d+ does .*: copy or dow"
+    ):
+        load_checkpoint(small_model(), path)
+    with open(path, "r+b") as file:  # and in the list of the records
+        file.seek(-2000, os.SEEK_END)
+        file.write(bytes(1000))
+    with pytest.raises(ValueError, match="model.pth .* it is damaged .*: copy or download it again"):
+        load_checkpoint(small_model(), path)
+
+
+def test_checksums_that_were_never_written(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"state_dict": {"fc.bias": torch.ones(2)}}, tmp_path / "model.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(tmp_path / "model.pth")["state_dict"]["fc.bias"].tolist() == [1, 1]
 
 
 class Surprise:
@@ -232,7 +290,7 @@ def test_code_in_a_file_is_not_run(tmp_path, content, named, zip_format):
     ("content", "message"),
     [
         ([1, 2], "should hold a dict, got list"),
-        ({"epoch": 3}, "no state dict: not a tensor: epoch"),
+        ({"epoch": 3}, r"not a tensor: epoch \(nothing is under state_dict, model, model_state_dict, net\)"),
         ({"state_dict": {}, "epoch": 3}, "no state dict, only state_dict, epoch"),
         ({"state_dict": {"bn.bias": 3.0}}, "not a tensor: bn.bias"),
         ({"state_dict": {3: torch.ones(2)}}, "not a name: 3"),
@@ -273,6 +331,7 @@ def test_archives_are_told_from_checkpoints(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "it is a Git LFS pointer, .* `git lfs pull`"),
         (b"\x1f\x8b\x08\0", "it is a packed archive"),
         (b"PK\3\4" + bytes(100), "it is cut short"),
+        (bytes(2048), "it is damaged, beginning with zeros alone .*: copy or download it again"),
         (b"\x40\0\0\0\0\0\0\0{" + bytes(100), "it is a safetensors file: .*safetensors.torch.load_file"),
         (b"\x89PNG\r\n", "it is damaged, or no file of torch's: copy or download it again"),
         (b"\x80\x04\x95", "it holds Python objects"),

@@ -332,6 +332,9 @@ def test_imagenet_weights_are_not_evaluated(run_small, tmp_path):
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(ValueError, match="resnet18.pth holds ImageNet weights, no trained model"):
         run_small(tmp_path, "--evaluate", "--resume", tmp_path / "resnet18.pth")
+    torch.save(torchvision.models.resnet18(num_classes=751).state_dict(), tmp_path / "trained.pth")
+    with pytest.raises(ValueError, match="trained.pth holds a model of another program"):
+        run_small(tmp_path, "--evaluate", "--resume", tmp_path / "trained.pth")
 
 
 def test_a_missing_package_is_one_line(small_people, tmp_path, monkeypatch, capsys):
