@@ -115,7 +115,7 @@ def fingerprint(home: Path, subsets: Sequence[str], *, contents: bool = False) -
     digest = hashlib.sha256()
     for subset in subsets:
         for path in list_images(home / subset) if (home / subset).is_dir() else ():
-            digest.update(f"{subset}/{path.name} {path.stat().st_size}\n".encode())
+            digest.update(os.fsencode(f"{subset}/{path.name} {path.stat().st_size}\n"))
             if contents:
                 digest.update(path.read_bytes())
     return digest.hexdigest()

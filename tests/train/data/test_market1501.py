@@ -101,7 +101,7 @@ def test_missing_parts(tmp_path, market):
 
 def test_shared_identity_warns(market, make_images):
     make_images(market / "query", "0007_c1s1_000001_00.jpg")
-    with pytest.warns(UserWarning, match="1 query identities are also in bounding_box_train"):
+    with pytest.warns(UserWarning, match="1 query identity is also in bounding_box_train"):
         load_dataset("market1501", market)
 
 
