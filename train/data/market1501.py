@@ -107,7 +107,10 @@ def find_market1501(root: str | Path, *, name: str = "market1501", folders: tupl
 
 def _named_after_another(home: Path, name: str) -> str | None:
     """The data set that a folder is called after, if it is another than the one looked for."""
-    squeezed = re.sub("[^a-z0-9]", "", home.name.lower())
+    squeezed = re.sub("[^a-z0-9]", "", _own_name(home).lower())
+    for own, other in (("detected", "labeled"), ("labeled", "detected")):  # CUHK03 has two kinds of boxes
+        if name.endswith(own) and other in squeezed and own not in squeezed:
+            return other
     named = [family for family in _FAMILIES if family in squeezed]
     return named[0] if named and any(name.startswith(f) for f in _FAMILIES) and not name.startswith(named[0]) else None
 
