@@ -125,6 +125,10 @@ def load_dataset(name: str, root: str | Path, **options: Any) -> ReIDDataset:
     if unknown := [option for option in options if option not in allowed]:
         takes = f"has the options {', '.join(allowed)}" if allowed else "takes no options"
         raise ValueError(f"the data set {name} {takes}, got {', '.join(unknown)}")
+    try:
+        root = find_input(root, f"folder for {name}")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; give --root") from None
     return _LOADERS[name](root, **options)
 
 
