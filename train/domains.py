@@ -9,6 +9,7 @@ from typing import Any
 from reidops_models.checkpoints import read_checkpoint
 from train.data import ReIDDataset, find_input, load_dataset, own_options
 from train.evaluate import DISTANCES
+from train.lines import one_line_warnings
 
 # Data sets as the papers call them.
 TITLES = {
@@ -85,7 +86,8 @@ def read_domains(
     places = {} if trained_on is None else {_place(trained_on): trained_on.name}
     for item in names:
         name, _, own_root = item.partition("=")
-        data = load_dataset(name, own_root or root, **own_options(name, options or {}))
+        with one_line_warnings():
+            data = load_dataset(name, own_root or root, **own_options(name, options or {}))
         if not own_root and name != "folder" and _place(data).parent == find_input(root).resolve():
             raise ValueError(
                 f"--root {root} should hold a folder for each data set that --test-on names, and it is itself one: "

@@ -29,7 +29,7 @@ from train.data.cuhk03_mat import STAMP, extract_images, read_test_sets, readabl
 from train.data.dataset import SUBSETS, ReIDDataset, Sample, list_images, relabel
 from train.data.files import one_at_a_time, remove_left_overs
 from train.data.market1501 import FOLDERS, load_market1501
-from train.data.paths import find_input
+from train.data.paths import data_set_places, find_input
 
 CLASSIC_SPLITS = 20
 ALL_IMAGES = {"detected": 14_097, "labeled": 14_096}
@@ -103,7 +103,7 @@ def _find_home(root: Path, boxes: str) -> Path | None:
     """The folder with the images of these boxes, or with the file to make them from."""
     own = Path(os.path.abspath(root))  # what the folder is called, also where it was named "."
     inner = own.name in ("cuhk03_release", "images_detected", "images_labeled")
-    for home in (root / "cuhk03", root / "CUHK03", own.parent if inner else root):
+    for home in [own.parent] if inner else data_set_places(root, ("cuhk03", "CUHK03")):
         if _has_images(home / f"images_{boxes}") or _find_mat(home) is not None:
             return home
     return None
@@ -128,7 +128,7 @@ def _wanted(boxes: str) -> str:
 def _load_market1501_layout(root: Path, boxes: str) -> ReIDDataset:
     """The new protocol from ``cuhk03-np/``."""
     names = ("cuhk03-np", "CUHK03-NP", "cuhk03np")
-    for home in (*(root / name / boxes for name in names), root / boxes, root):
+    for home in (*(place / boxes for place in data_set_places(root, names)), root):
         if any((home / folder).is_dir() for folder in FOLDERS):
             return load_market1501(home, name=f"cuhk03np_{boxes}")
     raise FileNotFoundError(f"no cuhk03 in '{root}': {_wanted(boxes)} or cuhk03-np/{boxes}/")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from train.data.counts import OFFICIAL
 from train.data.dataset import ReIDDataset, Sample, list_images, relabel
-from train.data.paths import data_set_places, find_input
+from train.data.paths import data_set_places, find_input, squeeze
 
 TRAIN, QUERY, GALLERY = FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 JUNK, DISTRACTOR = -1, 0
@@ -107,7 +107,7 @@ def find_market1501(root: str | Path, *, name: str = "market1501", folders: tupl
 
 def _named_after_another(home: Path, name: str) -> str | None:
     """The data set that a folder is called after, if it is another than the one looked for."""
-    squeezed = re.sub("[^a-z0-9]", "", _own_name(home).lower())
+    squeezed = squeeze(_own_name(home))
     for own, other in (("detected", "labeled"), ("labeled", "detected")):  # CUHK03 has two kinds of boxes
         if name.endswith(own) and other in squeezed and own not in squeezed:
             return other

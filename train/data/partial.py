@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from train.data.files import fingerprint, has_stamp, resumed_folder, write_stamp
 from train.data.market1501 import FOLDERS, GALLERY, PARTIAL_STAMP, QUERY, TRAIN, load_partial
 from train.data.paths import find_input
 from train.files import written_whole
+from train.lines import one_line_warnings
 
 FORMAT = 1
 SHARED = (TRAIN, GALLERY)  # the folders that are the source's own
@@ -203,12 +205,15 @@ def main() -> None:
     try:
         source, target = options.source, options.target
         if options.dataset:
-            source, beside = _named_source(options.dataset, options.root)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the same is said of the set that is made
+                source, beside = _named_source(options.dataset, options.root)
             target = target or beside
         path = make_partial_queries(source, target, seed=options.seed, min_ratio=options.min_ratio,
                                     max_ratio=options.max_ratio, workers=options.workers)  # fmt: skip
         name = f"{options.dataset}_partial" if options.dataset else path.name
-        print(load_partial(path, name=name).summary())
+        with one_line_warnings():
+            print(load_partial(path, name=name).summary())
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: one of the processes was killed
         parser.exit(2, f"error: {error}\n")
     except KeyboardInterrupt:

@@ -400,6 +400,8 @@ def test_any_folder_on_the_way_will_do(home, monkeypatch):
         assert load_dataset("cuhk03", root) == expected
         monkeypatch.chdir(root)
         assert names_of(load_dataset("cuhk03", ".").query) == names_of(expected.query)
+    home.rename(home.with_name("Cuhk-03"))
+    assert names_of(load_dataset("cuhk03", home.parent).query) == names_of(expected.query)
     assert "warning: not the official counts of cuhk03: train has" in expected.summary()
 
 
