@@ -106,8 +106,8 @@ def read_domains(
 
 
 def _place(data: ReIDDataset) -> Path:
-    """The folder of the gallery."""
-    return Path(data.gallery[0].path).resolve().parent if data.gallery else Path(data.name)
+    """The folder of the queries, which a partial set has of its own; its gallery is the whole set's."""
+    return Path(data.query[0].path).resolve().parent if data.query else Path(data.name)
 
 
 def say_domains(trained_on: str | None, tested_on: str) -> str:

@@ -9,6 +9,7 @@ from tests.train.checks import KEYS
 from tests.train.conftest import SMALL, runner
 from tests.train.test_mudeep import SMALL as SMALL_MUDEEP
 from train import alignedreid, mudeep
+from train.data import make_partial_queries
 from train.domains import read_domains
 from train.script import read_dataset
 
@@ -25,6 +26,17 @@ def test_a_warning_about_a_data_set_is_one_line(small_people, tmp_path, capsys):
         assert capsys.readouterr().out == line
         assert read_domains([f"synthetic={home}"], home) == [data]
     assert capsys.readouterr().out == line
+
+
+def test_a_whole_set_and_its_partial_one_are_two(small_people, tmp_path):
+    shutil.copytree(small_people, tmp_path / "synthetic")
+    make_partial_queries(tmp_path / "synthetic", tmp_path / "synthetic_partial")
+    names = ["synthetic", "synthetic_partial"]
+    whole, part = read_domains(names, tmp_path)
+    assert [whole.name, part.name] == names
+    assert read_domains(names[1:], tmp_path, trained_on=whole) == [part]
+    with pytest.raises(ValueError, match="leads to the images of synthetic in .*query"):
+        read_domains(["synthetic", f"dukemtmcreid={tmp_path / 'synthetic'}"], tmp_path)
 
 
 @pytest.mark.parametrize(("script", "small"), [(alignedreid, SMALL), (mudeep, SMALL_MUDEEP)])

@@ -176,16 +176,11 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def list_images(folder: Path) -> list[Path]:
     """The images that lie directly in a folder, sorted by name; hidden and other files are passed over."""
-    try:
-        return sorted(
-            entry
-            for entry in folder.iterdir()
-            if entry.suffix.lower() in IMAGE_EXTENSIONS and not entry.name.startswith(".") and entry.is_file()
-        )
-    except PermissionError as error:
-        raise PermissionError(
-            f"cannot read the folder '{folder}': its permissions do not let you (chmod -R u+rX)"
-        ) from error
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in IMAGE_EXTENSIONS and not entry.name.startswith(".") and entry.is_file()
+    )
 
 
 def relabel(samples: Iterable[Sample]) -> list[Sample]:

@@ -18,7 +18,6 @@ from scipy.io import loadmat, savemat
 from tests.train.data.cuhk03_files import EMPTY, TEST_SETS, draw_images, write_config, write_mat
 from train import alignedreid
 from train.data import cuhk03, load_dataset
-from train.data.dataset import list_images
 from train.data.files import one_at_a_time
 
 CONFIG = "cuhk03_new_protocol_config_{}.mat"
@@ -329,7 +328,7 @@ def test_permissions_are_no_damage(home, monkeypatch):
     """Where root runs the tests no file is closed to them, so the system's answers are put in."""
 
     def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
+        raise PermissionError(13, "Permission denied", "/a/folder")
 
     with monkeypatch.context() as patch:
         patch.setattr(h5py, "File", refuse)
@@ -343,9 +342,10 @@ def test_permissions_are_no_damage(home, monkeypatch):
     with monkeypatch.context() as patch:  # images that are there need no writing
         patch.setattr(os, "access", lambda path, mode: path != home)
         assert load_dataset("cuhk03", home) == expected
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "iterdir", refuse)
-        with pytest.raises(PermissionError, match=r"^cannot read the folder '.*images': its permissions"):
-            list_images(home / "images")
+        with pytest.raises(PermissionError, match=f"^cannot read '/a/folder' of cuhk03: .*: chmod -R u.rX {home}$"):
+            load_dataset("cuhk03", home)
 
 
 def test_of_two_at_once_one_extracts(home, monkeypatch):
