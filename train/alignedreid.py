@@ -33,7 +33,7 @@ from train.evaluate import (
 )
 from train.features import Features, extract_features, save_features
 from train.files import write_json
-from train.images import add_image_flags, open_images, report_skipped
+from train.images import add_image_flags, describe_skipped, open_images, report_skipped
 from train.log import Log, describe_machine
 from train.losses import ReIDLoss
 from train.script import (
@@ -160,6 +160,12 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
             f"and the triplet losses compare people: give at least --train-batch {2 * args.num_instances}"
         )
     dataset, tests = open_images(args, dataset, tests)
+    if not args.evaluate and dataset.num_train_identities < (people := args.train_batch // args.num_instances):
+        left = f", without {describe_skipped(dataset)}," if dataset.skipped else ""
+        raise ValueError(
+            f"{dataset.name}{left} has {dataset.num_train_identities} people to train on, and a batch takes {people}: "
+            f"give it more (whole) training images, or a smaller --train-batch"
+        )
 
     engine.seed_everything(args.seed)
     identities = 1 if dataset is None else max(1, dataset.num_train_identities)  # none in a set only tested on

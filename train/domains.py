@@ -9,6 +9,7 @@ from typing import Any
 from reidops_models.checkpoints import read_checkpoint
 from train.data import ReIDDataset, find_input, load_dataset, own_options
 from train.evaluate import DISTANCES
+from train.lines import one_line_warnings
 
 # Data sets as the papers call them.
 TITLES = {
@@ -85,7 +86,8 @@ def read_domains(
     places = {} if trained_on is None else {_place(trained_on): trained_on.name}
     for item in names:
         name, _, own_root = item.partition("=")
-        data = load_dataset(name, own_root or root, **own_options(name, options or {}))
+        with one_line_warnings():
+            data = load_dataset(name, own_root or root, **own_options(name, options or {}))
         if not own_root and name != "folder" and _place(data).parent == find_input(root).resolve():
             raise ValueError(
                 f"--root {root} should hold a folder for each data set that --test-on names, and it is itself one: "
@@ -104,8 +106,8 @@ def read_domains(
 
 
 def _place(data: ReIDDataset) -> Path:
-    """The folder of the gallery."""
-    return Path(data.gallery[0].path).resolve().parent if data.gallery else Path(data.name)
+    """The folder of the queries, which a partial set has of its own; its gallery is the whole set's."""
+    return Path(data.query[0].path).resolve().parent if data.query else Path(data.name)
 
 
 def say_domains(trained_on: str | None, tested_on: str) -> str:

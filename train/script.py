@@ -21,6 +21,7 @@ from train.engine import Trainer, seed_everything, write_checkpoint
 from train.evaluate import Evaluation
 from train.features import Features
 from train.files import written_whole
+from train.lines import one_line_warnings
 from train.log import Log
 
 
@@ -76,7 +77,9 @@ DATA_OPTIONS = (
 
 def read_dataset(args: argparse.Namespace) -> ReIDDataset:
     """The data set that the data flags name."""
-    return load_dataset(args.dataset, args.root, **own_options(args.dataset, data_options(args)))
+    options = own_options(args.dataset, data_options(args))
+    with one_line_warnings():
+        return load_dataset(args.dataset, args.root, **options)
 
 
 def data_options(args: argparse.Namespace) -> dict[str, str | int | float]:

@@ -103,6 +103,21 @@ def test_a_disk_that_fills_up_is_one_line(small_people, tmp_path, capsys, monkey
     )
 
 
+def test_nobody_left_to_train_on_is_one_line(people, tmp_path, capsys):
+    folder = people / "bounding_box_train"
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    argv = [*SMALL, "--root", str(people), "--save-dir", str(tmp_path / "run"), "--on-bad-image", "skip"]
+    with pytest.raises(SystemExit) as caught:
+        alignedreid.main(argv)
+    assert caught.value.code == 2
+    assert re.fullmatch(
+        rf"error: synthetic, without {len(list(folder.iterdir()))} train images that cannot be read, has 0 people to "
+        r"train on, and a batch takes \d+: give it more \(whole\) training images, or a smaller --train-batch",
+        capsys.readouterr().err.strip().splitlines()[-1].split("\r")[-1],
+    )
+
+
 def test_a_missing_image_of_the_gallery_is_one_line(trained, people, tmp_path, capsys, monkeypatch):
     dataset = load_dataset("synthetic", people)
     gone = pick(people, "bounding_box_test")[0]

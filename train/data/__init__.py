@@ -117,6 +117,7 @@ def load_dataset(name: str, root: str | Path, **options: Any) -> ReIDDataset:
 
     Raises:
         FileNotFoundError: the folder, or a part of it, is missing.
+        PermissionError: a file or folder of it may not be read.
         ValueError: the name is unknown, an option is, a subset is empty, or a file name does not follow the pattern.
     """
     if name not in _LOADERS:
@@ -125,7 +126,17 @@ def load_dataset(name: str, root: str | Path, **options: Any) -> ReIDDataset:
     if unknown := [option for option in options if option not in allowed]:
         takes = f"has the options {', '.join(allowed)}" if allowed else "takes no options"
         raise ValueError(f"the data set {name} {takes}, got {', '.join(unknown)}")
-    return _LOADERS[name](root, **options)
+    try:
+        try:
+            root = find_input(root, f"folder for {name}")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; give --root") from None
+        return _LOADERS[name](root, **options)
+    except PermissionError as error:
+        if error.filename is None:  # it says already what to do
+            raise
+        advice = f"the permissions do not let you: chmod -R u+rX {root}"
+        raise PermissionError(f"cannot read '{error.filename}' of {name}: {advice}") from error
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ The .mat is not needed where the images are, nor a .json where a .mat says the s
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -26,9 +27,9 @@ from scipy.io import loadmat
 from train.data.counts import OFFICIAL, Counts, SubsetCounts
 from train.data.cuhk03_mat import STAMP, extract_images, read_test_sets, readable
 from train.data.dataset import SUBSETS, ReIDDataset, Sample, list_images, relabel
-from train.data.files import one_at_a_time
+from train.data.files import one_at_a_time, remove_left_overs
 from train.data.market1501 import FOLDERS, load_market1501
-from train.data.paths import find_input
+from train.data.paths import data_set_places, find_input
 
 CLASSIC_SPLITS = 20
 ALL_IMAGES = {"detected": 14_097, "labeled": 14_096}
@@ -100,8 +101,9 @@ def _classic_counts(boxes: str, tested: int) -> SubsetCounts:
 
 def _find_home(root: Path, boxes: str) -> Path | None:
     """The folder with the images of these boxes, or with the file to make them from."""
-    inner = root.name in ("cuhk03_release", f"images_{boxes}")
-    for home in (root / "cuhk03", root / "CUHK03", root.parent if inner else root):
+    own = Path(os.path.abspath(root))  # what the folder is called, also where it was named "."
+    inner = own.name in ("cuhk03_release", "images_detected", "images_labeled")
+    for home in [own.parent] if inner else data_set_places(root, ("cuhk03", "CUHK03")):
         if _has_images(home / f"images_{boxes}") or _find_mat(home) is not None:
             return home
     return None
@@ -126,9 +128,9 @@ def _wanted(boxes: str) -> str:
 def _load_market1501_layout(root: Path, boxes: str) -> ReIDDataset:
     """The new protocol from ``cuhk03-np/``."""
     names = ("cuhk03-np", "CUHK03-NP", "cuhk03np")
-    for home in (*(root / name / boxes for name in names), root / boxes, root):
+    for home in (*(place / boxes for place in data_set_places(root, names)), root):
         if any((home / folder).is_dir() for folder in FOLDERS):
-            return load_market1501(home, name="cuhk03")
+            return load_market1501(home, name=f"cuhk03np_{boxes}")
     raise FileNotFoundError(f"no cuhk03 in '{root}': {_wanted(boxes)} or cuhk03-np/{boxes}/")
 
 
@@ -136,8 +138,14 @@ def _images(home: Path, boxes: str) -> Path:
     """The folder of images, made if it is not there; of several processes one makes it, and the others wait."""
     folder = home / f"images_{boxes}"
     if not _has_images(folder):
+        if not os.access(home, os.W_OK):
+            raise PermissionError(
+                f"'{home}' cannot be written to, and the images of cuhk-03.mat have to be extracted there, into "
+                f"{folder.name}/: make it writable, or put a copy where you can write"
+            )
         with one_at_a_time(home / f".images_{boxes}.lock"):
             if not _has_images(folder):
+                remove_left_overs(folder)
                 extract_images(_find_mat(home), folder, boxes)
     return folder
 
@@ -174,7 +182,9 @@ def _classic_split(home: Path, folder: Path, boxes: str, split_id: int, present:
             raise ValueError(f"split_id should be below {len(splits)}, the splits in '{source}', got {split_id}")
         people = {_parse(name, source)[:2] for name in splits[split_id].query}
     elif (source := _find_mat(home)) is not None:
-        people = {(pair, person) for pair, person in read_test_sets(source)[split_id]}
+        test_sets = read_test_sets(source)
+        with readable(source):
+            people = {(pair, person) for pair, person in test_sets[split_id]}
     else:
         raise FileNotFoundError(
             f"'{home}' lacks cuhk03_release/cuhk-03.mat and {left.name}, which tell the classic splits"
@@ -187,7 +197,7 @@ def _classic_split(home: Path, folder: Path, boxes: str, split_id: int, present:
     if people - found:
         raise FileNotFoundError(
             f"'{folder}' has no image of {len(people - found)} of the {len(people)} test people of split {split_id} in "
-            f"'{source}', such as {'{}_{:03d}'.format(*min(people - found))}: {_again(folder)}"
+            f"'{source}', such as {'{}_{:03d}'.format(*min(people - found))}: {_again(folder, source)}"
         )
     return _Split(train, test, test, source)
 
@@ -196,6 +206,8 @@ def _published_splits(path: Path) -> list[_Split]:
     """The splits of a .json: lists of [path of an image, identity, camera]; only the names of the files count."""
     with readable(path):
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, list) or not content:
+            raise ValueError("it should hold a list of splits")
         return [
             _Split(*([re.split(r"[\\/]", one[0])[-1] for one in split[subset]] for subset in SUBSETS), path)
             for split in content
@@ -209,15 +221,18 @@ def _require_images(split: _Split, folder: Path, present: Iterable[str]) -> None
     if missing:
         raise FileNotFoundError(
             f"'{folder}' lacks {len(missing):,} of the {len(named):,} images that '{split.source}' names, such as "
-            f"{min(missing)}: {_again(folder)}"
+            f"{min(missing)}: {_again(folder, split.source)}"
         )
     for subset in SUBSETS:
         if not getattr(split, subset):
             raise ValueError(f"'{split.source}' names no {subset} image")
 
 
-def _again(folder: Path) -> str:
-    return f"delete {folder.name}/, and it is made again from cuhk-03.mat"
+def _again(folder: Path, source: Path) -> str:
+    """What to do about images that are not there."""
+    if _find_mat(folder.parent) is not None:
+        return f"delete {folder.name}/, and it is made again from cuhk-03.mat"
+    return f"restore the missing files, or check that {source.name} is that of these boxes"
 
 
 def _sample(folder: Path, name: str) -> Sample:

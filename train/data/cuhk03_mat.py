@@ -27,6 +27,8 @@ def readable(path: Path) -> Iterator[None]:
     """Turns what goes wrong in reading a file, and readers meet damage in many ways, into an OSError that names it."""
     try:
         yield
+    except PermissionError as error:
+        raise PermissionError(f"cannot read '{path}': its permissions do not let you (chmod u+r)") from error
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise OSError(f"cannot read '{path}', which is damaged, cut short or another file ({what})") from error

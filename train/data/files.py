@@ -115,7 +115,7 @@ def fingerprint(home: Path, subsets: Sequence[str], *, contents: bool = False) -
     digest = hashlib.sha256()
     for subset in subsets:
         for path in list_images(home / subset) if (home / subset).is_dir() else ():
-            digest.update(f"{subset}/{path.name} {path.stat().st_size}\n".encode())
+            digest.update(os.fsencode(f"{subset}/{path.name} {path.stat().st_size}\n"))
             if contents:
                 digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -123,7 +123,28 @@ def fingerprint(home: Path, subsets: Sequence[str], *, contents: bool = False) -
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Lets one process into the block, the others waiting; ``path`` is the file they meet at, which stays."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    """Lets one process into the block, the others waiting; ``path`` is the file they meet at, gone when all are done.
+
+    The file is removed by whoever holds it. One who waited for it then holds a file that nobody else can come to, and
+    so begins anew.
+    """
+    while True:
+        with open(path, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    continue
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def remove_left_overs(target: Path) -> None:
+    """Removes what ``new_folder`` had begun for a target when it was killed; nobody may be filling it now."""
+    for work in target.parent.glob(f".{target.name}.*"):
+        if work.is_dir():
+            shutil.rmtree(work, ignore_errors=True)

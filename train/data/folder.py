@@ -35,7 +35,8 @@ def load_folder(root: str | Path, *, pattern: str = DEFAULT_PATTERN, query_camer
     Args:
         root: the folder.
         pattern: a regular expression matched at the start of each file name, with the named groups ``identity`` and
-            (optional) ``camera``. Where sub-folders name the identities only ``camera`` is read.
+            (optional) ``camera``; without the latter no image has a camera. Where sub-folders name the identities only
+            ``camera`` is read.
         query_camera: the camera whose test images are the queries, the others being the gallery; default: the lowest.
             Not used where ``query/`` and ``gallery/`` exist. Without cameras the first test image of each
             identity is its query.
@@ -108,8 +109,7 @@ def _read(folder: Path, pattern: re.Pattern) -> list[_Named]:
     if images:
         found = [_parse(path, pattern) for path in images]
     else:
-        own = pattern.pattern != DEFAULT_PATTERN and "camera" in pattern.groupindex
-        camera = pattern if own else re.compile(CAMERA_IN_NAME)
+        camera = pattern if pattern.pattern != DEFAULT_PATTERN else re.compile(CAMERA_IN_NAME)
         found = [_in_folder(path, identity, camera) for path, identity in in_folders]
     if not found:
         raise ValueError(f"'{folder}' holds no image, neither itself nor in sub-folders")
@@ -117,7 +117,10 @@ def _read(folder: Path, pattern: re.Pattern) -> list[_Named]:
     with_camera = sum(image.camera is not None for image in found)
     if 0 < with_camera < len(found):
         odd = next(image.path for image in found if image.camera is None)
-        raise ValueError(f"'{odd}' names no camera, but {with_camera} other images of '{folder}' do")
+        raise ValueError(
+            f"'{odd}' names no camera, but {with_camera} other images of '{folder}' do: rename it; or give "
+            f"a --pattern without a camera group, such as '(?P<identity>.+?)_', and no image has a camera"
+        )
     return found
 
 
@@ -128,16 +131,16 @@ def _parse(path: Path, pattern: re.Pattern) -> _Named:
             f"'{path}' tells no identity: its name does not match the pattern {pattern.pattern!r}; give --pattern, or "
             f"sort the images into a folder for each identity"
         )
-    camera = match["camera"] if "camera" in pattern.groupindex else None
-    return _Named(path, match["identity"], _camera_number(camera, path))
+    return _Named(path, match["identity"], _camera_number(match, path))
 
 
 def _in_folder(path: Path, identity: str, pattern: re.Pattern) -> _Named:
     match = pattern.match(path.name)
-    return _Named(path, identity, _camera_number(match["camera"] if match else None, path))
+    return _Named(path, identity, _camera_number(match, path))
 
 
-def _camera_number(text: str | None, path: Path) -> int | None:
+def _camera_number(match: re.Match | None, path: Path) -> int | None:
+    text = match.groupdict().get("camera") if match else None
     if text is None:
         return None
     if not (text.isascii() and text.isdecimal()):
@@ -186,7 +189,8 @@ def _number(train: list[_Named], query: list[_Named], gallery: list[_Named]) -> 
     numbers = {name: len(train_names) + index for index, name in enumerate(test_names)}
     alone = len({image.identity for image in query} - {image.identity for image in gallery})
     if alone:
-        warnings.warn(f"{alone} query identities have no image in the gallery and cannot be found", stacklevel=3)
+        some = "1 query identity has" if alone == 1 else f"{alone} query identities have"
+        warnings.warn(f"{some} no image in the gallery and cannot be found", stacklevel=3)
     return ReIDDataset(
         "folder",
         [Sample(str(image.path), labels[image.identity], image.camera or 0) for image in train],

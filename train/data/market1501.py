@@ -6,13 +6,14 @@ camera, sequence, frame, box. Identity -1 is junk (a box that shows no whole per
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
 
 from train.data.counts import OFFICIAL
 from train.data.dataset import ReIDDataset, Sample, list_images, relabel
-from train.data.paths import data_set_places, find_input
+from train.data.paths import data_set_places, find_input, squeeze
 
 TRAIN, QUERY, GALLERY = FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 JUNK, DISTRACTOR = -1, 0
@@ -39,26 +40,46 @@ def load_market1501(root: str | Path, *, name: str = "market1501", folders: tupl
 
     Raises:
         FileNotFoundError: no such folder, or one of the three sub-folders is missing.
-        ValueError: a sub-folder holds no image, an image's name does not follow the pattern, or the folder is called
-            after another data set.
+        ValueError: a sub-folder holds no image, an image's name does not follow the pattern, the folder is called after
+            another data set, or it is that of a partial set.
     """
     home = find_market1501(root, name=name, folders=folders)
-    train, query, gallery = (_read_folder(home / folder) for folder in FOLDERS)
-    both = {sample.identity for sample in train} & {sample.identity for sample in query}
-    if both:
-        warnings.warn(f"'{home}': {len(both)} query identities are also in {TRAIN}", stacklevel=2)
-    return ReIDDataset(name, relabel(train), query, gallery, OFFICIAL.get(name))
+    if _is_partial(home):
+        own = name if name in ("dukemtmcreid", "synthetic") else "market1501"
+        raise ValueError(
+            f"the folder for {name} should hold whole queries, got the partial set '{home}': give the folder of the "
+            f"whole set, or read this one by -d {own}_partial"
+        )
+    return _read(home, name)
 
 
 def load_partial(root: str | Path, *, name: str = "market1501_partial") -> ReIDDataset:
     """Reads a partial set: as ``load_market1501``, but never mistakes the whole set for the partial one."""
     home = find_market1501(root, name=name)
-    if "partial" not in home.name and not (home / PARTIAL_STAMP).is_file():
+    if not _is_partial(home):
         raise FileNotFoundError(
             f"no {name} at '{home}': it holds whole queries; make it with "
             f"python -m train.data.partial --source {home} --target {home.with_name(name)}"
         )
-    return load_market1501(home, name=name)
+    return _read(home, name)
+
+
+def _is_partial(home: Path) -> bool:
+    return "partial" in _own_name(home).lower() or (home / PARTIAL_STAMP).is_file()
+
+
+def _own_name(home: Path) -> str:
+    """What a folder is called, also where it was named ``.``."""
+    return os.path.basename(os.path.abspath(home))
+
+
+def _read(home: Path, name: str) -> ReIDDataset:
+    train, query, gallery = (_read_folder(home / folder) for folder in FOLDERS)
+    both = {sample.identity for sample in train} & {sample.identity for sample in query}
+    if both:
+        some = "1 query identity is" if len(both) == 1 else f"{len(both)} query identities are"
+        warnings.warn(f"'{home}': {some} also in {TRAIN}", stacklevel=3)
+    return ReIDDataset(name, relabel(train), query, gallery, OFFICIAL.get(name))
 
 
 def find_market1501(root: str | Path, *, name: str = "market1501", folders: tuple[str, ...] = ()) -> Path:
@@ -86,7 +107,10 @@ def find_market1501(root: str | Path, *, name: str = "market1501", folders: tupl
 
 def _named_after_another(home: Path, name: str) -> str | None:
     """The data set that a folder is called after, if it is another than the one looked for."""
-    squeezed = re.sub("[^a-z0-9]", "", home.name.lower())
+    squeezed = squeeze(_own_name(home))
+    for own, other in (("detected", "labeled"), ("labeled", "detected")):  # CUHK03 has two kinds of boxes
+        if name.endswith(own) and other in squeezed and own not in squeezed:
+            return other
     named = [family for family in _FAMILIES if family in squeezed]
     return named[0] if named and any(name.startswith(f) for f in _FAMILIES) and not name.startswith(named[0]) else None
 

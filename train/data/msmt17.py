@@ -76,7 +76,7 @@ def _read_list(path: Path, images: Path) -> list[Sample]:
     """The samples of a list, whose images lie under ``images``."""
     samples, missing = [], []
     present: dict[str, set[str]] = {}  # one look into each of the 4,101 folders, rather than one for every image
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         match = _LINE.fullmatch(line.strip())
@@ -91,8 +91,8 @@ def _read_list(path: Path, images: Path) -> list[Sample]:
         samples.append(Sample(os.path.join(images, match["image"]), int(match["identity"]), int(match["camera"])))
     if missing:
         raise FileNotFoundError(
-            f"'{path}' names {len(missing):,} images that are not in '{images}', the first is {missing[0]}: "
-            f"unpack the archive again"
+            f"'{path}' names {len(missing):,} {'image that is' if len(missing) == 1 else 'images that are'} not in "
+            f"'{images}', the first is {missing[0]}: unpack the archive again"
         )
     if not samples:
         raise ValueError(f"'{path}' names no image: take it from the data set's archive")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from train.data import load_dataset
-from train.data.dataset import list_images, read_image
+from train.data.dataset import BadImage, list_images, read_image
 from train.data.files import fingerprint, has_stamp, resumed_folder, write_stamp
 from train.data.market1501 import FOLDERS, GALLERY, PARTIAL_STAMP, QUERY, TRAIN, load_partial
 from train.data.paths import find_input
 from train.files import written_whole
+from train.lines import one_line_warnings
 
 FORMAT = 1
 SHARED = (TRAIN, GALLERY)  # the folders that are the source's own
@@ -66,7 +67,8 @@ def make_partial_queries(
         FileExistsError: the target exists and was not made here, or another process is making it.
         OSError: a query cannot be read, or its part not be written.
         RuntimeError: one of the processes was killed.
-        ValueError: the ratios are out of order, the target is the source, or there is no query.
+        ValueError: the ratios are out of order, source and target lie in one another, the source is itself a partial
+            set, or there is no query.
     """
     if not 0 < min_ratio <= max_ratio <= 1:
         raise ValueError(f"min_ratio and max_ratio should be 0 < min <= max <= 1, got {min_ratio} and {max_ratio}")
@@ -81,8 +83,9 @@ def make_partial_queries(
                 f"'{source}' lacks the folder {folder}/: a partial set is made of one in Market-1501's layout, such as "
                 f"{' or '.join(SOURCES)}; give the folder that holds {', '.join(FOLDERS)}"
             )
-    if target.resolve() == source or source in target.resolve().parents:
-        raise ValueError(f"target_root should lie outside the source '{source}', got '{target}'")
+    if (source / PARTIAL_STAMP).is_file():
+        raise ValueError(f"source_root should hold whole queries, got the partial set '{source}': give the whole set")
+    _require_apart(source, target)
     queries = list_images(source / QUERY)
     if not queries:
         raise ValueError(f"'{source / QUERY}' holds no image")
@@ -108,6 +111,15 @@ def make_partial_queries(
     return target
 
 
+def _require_apart(source: Path, target: Path) -> None:
+    """Refuses a target that shares folders with the source: what is there is replaced, and the source only read."""
+    if target.resolve().is_relative_to(source):
+        raise ValueError(f"target_root should lie outside the source '{source}', got '{target}'")
+    for folder in (source, *(source / folder for folder in FOLDERS)):  # each of these may be a link
+        if folder.resolve().is_relative_to(target.resolve()):
+            raise ValueError(f"target_root should not hold the source, got '{target}', which holds '{folder}'")
+
+
 class _Cuts(Dataset):
     """Cuts one query an index, unless it is there; a ``DataLoader`` shares the indices out.
 
@@ -124,13 +136,15 @@ class _Cuts(Dataset):
     def __getitem__(self, index: int) -> str:
         try:
             self._write(self.queries[index])
+        except BadImage as error:
+            return f"{error}; put a whole file in its place, then start again"
         except OSError as error:
             return str(error)
         return ""
 
     def _write(self, path: Path) -> None:
         if not _is_whole(self.folder / path.name):
-            image = _cut(read_image(path), np.random.default_rng([self.seed, *path.name.encode()]), *self.ratios)
+            image = _cut(read_image(path), np.random.default_rng([self.seed, *os.fsencode(path.name)]), *self.ratios)
             with written_whole(self.folder / path.name) as temporary:
                 image.save(temporary, Image.registered_extensions()[path.suffix.lower()], quality=95)
 
@@ -191,16 +205,19 @@ def main() -> None:
     try:
         source, target = options.source, options.target
         if options.dataset:
-            source, beside = _named_source(options.dataset, options.root)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the same is said of the set that is made
+                source, beside = _named_source(options.dataset, options.root)
             target = target or beside
         path = make_partial_queries(source, target, seed=options.seed, min_ratio=options.min_ratio,
                                     max_ratio=options.max_ratio, workers=options.workers)  # fmt: skip
         name = f"{options.dataset}_partial" if options.dataset else path.name
-        print(load_partial(path, name=name).summary())
+        with one_line_warnings():
+            print(load_partial(path, name=name).summary())
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: one of the processes was killed
-        sys.exit(f"error: {error}")
+        parser.exit(2, f"error: {error}\n")
     except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on where this one stopped")
+        parser.exit(130, "interrupted: the same command goes on where this one stopped\n")
     print(f"in {path}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,13 +45,35 @@ def data_set_places(root: Path, names: Sequence[str]) -> list[Path]:
         names: of the data set's folder and of the one that its archive unpacks to, in any order.
 
     Returns:
-        ``root``/name and ``root``/name/name for all names, and ``root`` itself.
+        ``root``/name and ``root``/name/name for all names, there and in their order; then the same by folders that are
+        called so but for case and punctuation; then ``root`` itself.
 
     Example:
         >>> [str(place) for place in data_set_places(Path("data"), ["duke"])]
         ['data/duke', 'data/duke/duke', 'data']
     """
-    return [root / outer / inner for outer in names for inner in ("", *names)] + [root]
+    exact = [root / outer / inner for outer in names for inner in ("", *names)]
+    outer = [root / name for name in names] + _called_alike(root, names)
+    alike = [place for folder in outer for place in (folder, *_called_alike(folder, names))]
+    return list(dict.fromkeys([*exact, *alike, root]))
+
+
+def _called_alike(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The folders in a folder whose names have the letters and digits of one of some names."""
+    wanted = {squeeze(name) for name in names}
+    if not folder.is_dir() or not os.access(folder, os.R_OK):
+        return []
+    return sorted(entry for entry in folder.iterdir() if squeeze(entry.name) in wanted and entry.is_dir())
+
+
+def squeeze(name: str) -> str:
+    """A name's letters and digits, in lower case.
+
+    Example:
+        >>> squeeze("Market-1501-v15.09.15")
+        'market1501v150915'
+    """
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def prepare_output(path: str | os.PathLike) -> None:

@@ -12,7 +12,6 @@ colours of their clothes. Everything follows from one seed.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +148,9 @@ def main() -> None:
     try:
         path = write_synthetic(options.pop("root"), **options)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted\n")
     print(load_market1501(path, name="synthetic").summary())
     print(f"in {path}")
 

@@ -16,6 +16,36 @@ def made_of(counts, official):
     return ReIDDataset("some", official=official, **subsets)
 
 
+WHOLE = {  # as the papers have them: identities and images of train, query and gallery
+    "market1501": ((751, 12_936), (750, 3_368), (751, 15_913)),
+    "dukemtmcreid": ((702, 16_522), (702, 2_228), (1_110, 17_661)),
+    "msmt17": ((1_041, 32_621), (3_060, 11_659), (3_060, 82_161)),
+    "msmt17 --without-validation": ((1_041, 30_248), (3_060, 11_659), (3_060, 82_161)),
+    "cuhk03": ((767, 7_365), (700, 1_400), (700, 5_332)),
+    "cuhk03 --cuhk03-labeled": ((767, 7_368), (700, 1_400), (700, 5_328)),
+}
+SAME = {
+    "market1501_partial": "market1501", "dukemtmcreid_partial": "dukemtmcreid",
+    "cuhk03np_detected": "cuhk03", "cuhk03np_labeled": "cuhk03 --cuhk03-labeled",
+}  # fmt: skip
+
+
+def test_the_numbers_are_the_published_ones():
+    expected = WHOLE | {name: WHOLE[same] for name, same in SAME.items()}
+    assert OFFICIAL == {
+        name: dict(zip(("train", "query", "gallery"), numbers, strict=True)) for name, numbers in expected.items()
+    }
+
+
+@pytest.mark.parametrize("boxes", ["detected", "labeled"])
+def test_cuhk03_in_market1501s_layout_is_held_to_them(boxes, tmp_path, make_images):
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        make_images(tmp_path / "cuhk03-np" / boxes / folder, "0001_c1.jpg" if "train" in folder else "0002_c1.jpg")
+    train = {"detected": "7,365", "labeled": "7,368"}[boxes]
+    summary = load_dataset("cuhk03", tmp_path, cuhk03_labeled=boxes == "labeled").summary()
+    assert f"train has 1 ids and 1 images (official: 767 and {train})" in summary
+
+
 def test_nothing_is_said_of_a_whole_set():
     official = {"train": Counts(3, 12), "query": Counts(2, 5), "gallery": Counts(2, 9)}
     data = made_of(official, official)

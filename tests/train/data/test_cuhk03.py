@@ -1,10 +1,13 @@
 """CUHK03 from its .mat, from extracted images and from Market-1501's layout; its splits, its official counts."""
 
 import json
+import os
 import re
 import shutil
 import sys
 import threading
+import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,6 +18,7 @@ from scipy.io import loadmat, savemat
 from tests.train.data.cuhk03_files import EMPTY, TEST_SETS, draw_images, write_config, write_mat
 from train import alignedreid
 from train.data import cuhk03, load_dataset
+from train.data.files import one_at_a_time
 
 CONFIG = "cuhk03_new_protocol_config_{}.mat"
 CLASSIC = {"cuhk03_classic_split": True}
@@ -129,7 +133,7 @@ def test_images_of_others_with_the_published_mat_files(extracted, original):
     assert load_dataset("cuhk03", extracted).query
 
 
-def test_the_new_protocol_in_market1501s_layout(tmp_path, make_images):
+def test_the_new_protocol_in_market1501s_layout(tmp_path, make_images, monkeypatch):
     for boxes, camera in (("detected", 1), ("labeled", 2)):
         home = tmp_path / "cuhk03-np" / boxes
         make_images(home / "bounding_box_train", "0001_c1_1.png")
@@ -139,6 +143,13 @@ def test_the_new_protocol_in_market1501s_layout(tmp_path, make_images):
             data = load_dataset("cuhk03", root, cuhk03_labeled=boxes == "labeled")
             assert (data.query[0].identity, data.query[0].camera) == (3, camera)
             assert data.name == "cuhk03" + (" --cuhk03-labeled" if boxes == "labeled" else "")
+        other = {"detected": "labeled", "labeled": "detected"}[boxes]
+        monkeypatch.chdir(home)
+        for root in (home, "."):
+            with pytest.raises(ValueError, match=f"that of another data set, got .*, {boxes} by its name"):
+                load_dataset("cuhk03", root, cuhk03_labeled=other == "labeled")
+            with pytest.raises(ValueError, match=f"folder for cuhk03np_{other} should not .*, {boxes} by its name"):
+                load_dataset(f"cuhk03np_{other}", root)
     with pytest.raises(FileNotFoundError, match="cuhk-03.mat or cuhk03/images_detected/; the classic splits need one"):
         load_dataset("cuhk03", tmp_path, **CLASSIC)
 
@@ -231,7 +242,8 @@ def test_a_mat_of_other_content(home):
 def test_damaged_lists(extracted, tmp_path, name, options):
     write_config(tmp_path / "config.mat", list(draw_images("detected")))
     whole = (tmp_path / "config.mat").read_bytes() if name.endswith(".mat") else b'[{"train": [], "query": []'
-    for content in (b"", whole[:100], whole[: len(whole) // 2]):
+    others = (b"[]", b"{}", b'{"train": []}', b"[{}]", b"7") if name.endswith(".json") else ()
+    for content in (b"", whole[:100], whole[: len(whole) // 2], *others):
         (extracted / name).write_bytes(content)
         with pytest.raises(OSError, match=f"cannot read '.*{name}', which is damaged"):
             load_dataset("cuhk03", extracted, **options)
@@ -260,7 +272,7 @@ def test_missing_parts(extracted, tmp_path):
         load_dataset("cuhk03", tmp_path / "nowhere")
 
 
-def test_images_that_a_stopped_extraction_left_out(extracted, original):
+def test_images_that_a_stopped_extraction_left_out(extracted, original, tmp_path):
     shutil.copy(original / CONFIG.format("detected"), extracted)
     shutil.copytree(original / "cuhk03_release", extracted / "cuhk03_release")
     folder = extracted / "images_detected"
@@ -268,6 +280,12 @@ def test_images_that_a_stopped_extraction_left_out(extracted, original):
         (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match="images_detected' lacks 2 of .*, such as 1_003_1_02.png: del"):
         load_dataset("cuhk03", extracted)
+    mat = extracted / "cuhk03_release" / "cuhk-03.mat"
+    mat.rename(tmp_path / "away.mat")  # without it nothing is made again
+    config = CONFIG.format("detected")
+    with pytest.raises(FileNotFoundError, match=f"1_003_1_02.png: restore the .* files, or check that {config} is"):
+        load_dataset("cuhk03", extracted)
+    (tmp_path / "away.mat").rename(mat)
     for path in folder.glob("2_001_*"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match="has no image of 1 of the 2 test people of split 0 .* 2_001: "):
@@ -296,6 +314,40 @@ def test_a_stopped_extraction_leaves_nothing_and_the_next_one_is_whole(home, mon
     assert len(list((home / "images_detected").glob("*.png"))) == len(draw_images("detected"))
 
 
+def test_what_a_killed_extraction_left_is_removed(home):
+    left = home / ".images_detected.x7k2" / "new"
+    left.mkdir(parents=True)
+    (left / "1_001_1_01.png").touch()
+    other = home / ".images_labeled.a1b2"  # perhaps being filled at this moment
+    other.mkdir()
+    load_dataset("cuhk03", home)
+    assert sorted(path.name for path in home.iterdir() if path.name.startswith(".")) == [other.name]
+
+
+def test_permissions_are_no_damage(home, monkeypatch):
+    """Where root runs the tests no file is closed to them, so the system's answers are put in."""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "/a/folder")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(h5py, "File", refuse)
+        with pytest.raises(PermissionError, match=r"^cannot read '.*cuhk-03.mat': its permissions do not let you"):
+            load_dataset("cuhk03", home)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: path != home)
+        with pytest.raises(PermissionError, match="cuhk03' cannot be written to, and the images .* extracted there"):
+            load_dataset("cuhk03", home)
+    expected = load_dataset("cuhk03", home)
+    with monkeypatch.context() as patch:  # images that are there need no writing
+        patch.setattr(os, "access", lambda path, mode: path != home)
+        assert load_dataset("cuhk03", home) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(PermissionError, match=f"^cannot read '/a/folder' of cuhk03: .*: chmod -R u.rX {home}$"):
+            load_dataset("cuhk03", home)
+
+
 def test_of_two_at_once_one_extracts(home, monkeypatch):
     extract, calls, found = cuhk03.extract_images, [], []
     monkeypatch.setattr(cuhk03, "extract_images", lambda *arguments: calls.append(arguments) or extract(*arguments))
@@ -306,6 +358,28 @@ def test_of_two_at_once_one_extracts(home, monkeypatch):
         thread.join()
     assert len(calls) == 1
     assert found[0] == found[1] == found[2]
+    assert not list(home.glob(".*"))  # nor does the file stay at which they met
+
+
+def test_one_at_a_time(tmp_path):
+    """Of many that come at any moment never two are in the block, though the file they meet at goes and comes."""
+    inside, most = [], []
+
+    def enter():
+        for _ in range(30):
+            with one_at_a_time(tmp_path / "lock"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.0005)
+                inside.pop()
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 120
+    assert not list(tmp_path.iterdir())
 
 
 def test_h5py_is_asked_for_only_where_it_is_needed(home, original, monkeypatch):
@@ -319,10 +393,15 @@ def test_h5py_is_asked_for_only_where_it_is_needed(home, original, monkeypatch):
     assert load_dataset("cuhk03", home, **CLASSIC).query
 
 
-def test_any_folder_on_the_way_will_do(home):
+def test_any_folder_on_the_way_will_do(home, monkeypatch):
     expected = load_dataset("cuhk03", home.parent)
-    for root in (home, home / "cuhk03_release", home / "images_detected"):
+    (home / "images_labeled").mkdir()  # one may as well name the folder of the other boxes
+    for root in (home, home / "cuhk03_release", home / "images_detected", home / "images_labeled"):
         assert load_dataset("cuhk03", root) == expected
+        monkeypatch.chdir(root)
+        assert names_of(load_dataset("cuhk03", ".").query) == names_of(expected.query)
+    home.rename(home.with_name("Cuhk-03"))
+    assert names_of(load_dataset("cuhk03", home.parent).query) == names_of(expected.query)
     assert "warning: not the official counts of cuhk03: train has" in expected.summary()
 
 

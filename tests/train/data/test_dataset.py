@@ -40,7 +40,7 @@ def test_unknown_name_and_options(tmp_path):
 
 @pytest.mark.parametrize("name", dataset_names())
 def test_missing_folder(name, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match=f"^no folder for {name} at '.*/nowhere'; give --root$"):
         load_dataset(name, tmp_path / "nowhere")
 
 

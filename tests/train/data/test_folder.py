@@ -93,6 +93,16 @@ def test_own_pattern_without_cameras(tmp_path, make_images):
     assert rows(data.gallery) == [("anna-2.png", 0, 1), ("ben-2.jpg", 1, 1)]
 
 
+def test_own_pattern_without_cameras_in_folders_of_identities(tmp_path, make_images):
+    """Names that seem to tell cameras, some of them, tell none."""
+    make_images(tmp_path / "test", "anna/1_cam1.png", "anna/2_cam2.png", "ben/1_cam7.png", "ben/other.png")
+    with pytest.raises(ValueError, match="other.png' names no camera, .* --pattern without a camera group, such as '"):
+        load_dataset("folder", tmp_path)
+    data = load_dataset("folder", tmp_path, pattern="(?P<identity>.+?)_")
+    assert rows(data.query) == [("1_cam1.png", 0, 0), ("1_cam7.png", 1, 0)]
+    assert rows(data.gallery) == [("2_cam2.png", 0, 1), ("other.png", 1, 1)]
+
+
 def test_other_files_are_passed_over(tmp_path, make_images):
     make_images(tmp_path / "test", "anna/1_cam1.jpg", "anna/2_cam2.jpg")
     expected = load_dataset("folder", tmp_path)
@@ -150,7 +160,7 @@ def test_digits_are_those_of_ascii(tmp_path, make_images):
 
 def test_query_without_match_warns(tmp_path, make_images):
     make_images(tmp_path / "test", "a_cam1.jpg", "b_cam1.jpg", "b_cam2.jpg")
-    with pytest.warns(UserWarning, match="1 query identities have no image in the gallery"):
+    with pytest.warns(UserWarning, match="^1 query identity has no image in the gallery"):
         load_dataset("folder", tmp_path)
 
 

@@ -50,6 +50,24 @@ def test_root_may_be_the_set_or_any_folder_above_it(market, tmp_path, place):
         assert load_dataset("market1501", root) == expected
 
 
+@pytest.mark.parametrize(("name", "place"), [
+    ("market1501", "Market1501"), ("market1501", "market-1501"), ("market1501", "MARKET_1501/market-1501-v15.09.15"),
+    ("dukemtmcreid", "DukeMTMC-reid"), ("dukemtmcreid", "dukemtmcreid/dukemtmc_reid"),
+    ("market1501_partial", "market1501-partial"),
+])  # fmt: skip
+def test_case_and_punctuation_of_a_folder_do_not_matter(market, tmp_path, make_images, name, place):
+    home = tmp_path / "elsewhere" / place
+    home.parent.mkdir(parents=True)
+    market.rename(home)
+    data = load_dataset(name, tmp_path / "elsewhere")
+    assert len(data.query) == 2 and all(sample.path.startswith(str(home)) for sample in data.query)
+    exact = tmp_path / "elsewhere" / name  # a folder of the very name comes first
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        make_images(exact / folder, TRAIN[0] if "train" in folder else GALLERY[0])
+    data = load_dataset(name, tmp_path / "elsewhere")
+    assert [os.path.dirname(sample.path) for sample in data.query] == [str(exact / "query")]
+
+
 def test_relative_root_under_the_data_folder(market, monkeypatch, tmp_path):
     monkeypatch.setenv("REIDOPS_DATA", str(tmp_path))
     assert len(load_dataset("market1501", "data").query) == 2
@@ -101,7 +119,7 @@ def test_missing_parts(tmp_path, market):
 
 def test_shared_identity_warns(market, make_images):
     make_images(market / "query", "0007_c1s1_000001_00.jpg")
-    with pytest.warns(UserWarning, match="1 query identities are also in bounding_box_train"):
+    with pytest.warns(UserWarning, match="1 query identity is also in bounding_box_train"):
         load_dataset("market1501", market)
 
 

@@ -57,6 +57,23 @@ def test_reads_the_lists(home):
         assert read_image(sample.path).size == (4, 8)
 
 
+def test_a_list_that_an_editor_marked_as_utf8(home):
+    expected = load_dataset("msmt17", home)
+    for name in LISTS:
+        (home / name).write_bytes(b"\xef\xbb\xbf" + (home / name).read_bytes())
+    assert load_dataset("msmt17", home) == expected
+
+
+def test_of_both_versions_in_one_folder_the_first(tmp_path, make_images):
+    for folder in sum(LAYOUTS.values(), ()):
+        make_images(tmp_path / folder, *(path for some in LISTED.values() for path, _ in some))
+    for name, some in LISTED.items():
+        (tmp_path / name).write_text("".join(f"{path} {identity}\n" for path, identity in some))
+    data = load_dataset("msmt17", tmp_path)
+    for samples, folder in ((data.train, "train"), (data.query, "test"), (data.gallery, "test")):
+        assert {os.path.relpath(sample.path, tmp_path).split(os.sep)[0] for sample in samples} == {folder}
+
+
 def test_without_the_validation_list(home):
     (home / "list_val.txt").unlink()
     data = load_dataset("msmt17", home, without_validation=True)
@@ -83,9 +100,7 @@ def test_what_is_missing_is_named(home, tmp_path):
         load_dataset("msmt17", tmp_path)
     gone = images_of(home, "list_gallery.txt") / LISTED["list_gallery.txt"][1][0]
     gone.unlink()
-    wanted = (
-        f"{home.name}/list_gallery.txt' names 1 images that are not in '.*', the first is 0205/0205_021_02_.*unpack"
-    )
+    wanted = f"{home.name}/list_gallery.txt' names 1 image that is not in '.*', the first is 0205/0205_021_02_.*unpack"
     with pytest.raises(FileNotFoundError, match=wanted):
         load_dataset("msmt17", tmp_path / "data")
     for name in LISTS:

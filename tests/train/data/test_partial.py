@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import sys
 from functools import partial
@@ -227,7 +229,7 @@ def test_interrupted_while_it_takes_the_place_of_another(gradient, tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "part", "whole"]
 
 
-def interrupt(*_):
+def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
@@ -267,6 +269,67 @@ def test_refusals(gradient, tmp_path):
     assert files(tmp_path / "mine") == {"work.txt": b"keep me"}
 
 
+def test_a_target_that_holds_the_source_is_refused(gradient, tmp_path):
+    """It would be replaced as a whole, and the source with it."""
+    target = make_partial_queries(gradient, tmp_path / "p")
+    inside = shutil.copytree(gradient, target / "kill" / "whole")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for folder in ("query", "bounding_box_train", "bounding_box_test"):
+        (linked / folder).symlink_to(inside / folder)
+    before = snapshot(tmp_path)
+    for source in (inside, linked):
+        with pytest.raises(ValueError, match="target_root should not hold the source, got '.*/p', which holds '"):
+            make_partial_queries(source, target, seed=1)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_partial_set_is_no_source(gradient, tmp_path):
+    part = make_partial_queries(gradient, tmp_path / "part")
+    with pytest.raises(ValueError, match="source_root should hold whole queries, got the partial set '.*part'"):
+        make_partial_queries(part, tmp_path / "parts_of_parts")
+    assert not (tmp_path / "parts_of_parts").exists()
+
+
+@pytest.mark.parametrize("name", ["market1501", "dukemtmcreid", "cuhk03np_detected", "synthetic"])
+def test_a_partial_set_is_not_the_whole_one(gradient, tmp_path, monkeypatch, name):
+    stamped = make_partial_queries(gradient, tmp_path / "people")
+    named = shutil.copytree(gradient, tmp_path / "Partial")
+    for folder in (stamped, named):
+        with pytest.raises(ValueError, match=f"the folder for {name} should hold whole queries, .*-d .*_partial"):
+            load_dataset(name, folder)
+    monkeypatch.chdir(named)
+    with pytest.raises(ValueError, match="should hold whole queries"):
+        load_dataset(name, ".")
+    assert len(load_dataset("market1501_partial", ".").query) == 40
+    assert load_dataset(name, gradient).query
+
+
+def test_a_file_name_that_is_not_utf8(gradient, tmp_path):
+    odd = os.fsencode(gradient / "query") + b"/0005_c1s1_000000_\xe9.png"
+    with open(odd, "wb") as file:
+        file.write((gradient / "query" / "0002_c1s1_000000_00.png").read_bytes())
+    target = make_partial_queries(gradient, tmp_path / "part")
+    assert os.path.exists(os.fsencode(target / "query") + b"/0005_c1s1_000000_\xe9.png")
+    before = snapshot(target)
+    assert snapshot(make_partial_queries(gradient, target)) == before
+
+
+def test_a_query_edited_at_the_same_size_is_cut_again(gradient, tmp_path):
+    def paint(value):
+        path = gradient / "query" / "0002_c1s1_000000_00.bmp"
+        Image.new("RGB", (20, 200), (value, 0, 0)).save(path)
+        return path.stat().st_size
+
+    sizes = [paint(10)]
+    make_partial_queries(gradient, tmp_path / "part")
+    sizes.append(paint(99))
+    target = make_partial_queries(gradient, tmp_path / "part")
+    assert sizes[0] == sizes[1]
+    with Image.open(target / "query" / "0002_c1s1_000000_00.bmp") as image:
+        assert image.getpixel((0, 0)) == (99, 0, 0)
+
+
 def test_the_whole_set_is_not_a_partial_one(gradient):
     with pytest.raises(FileNotFoundError, match="it holds whole queries; make it with python -m train.data.partial"):
         load_dataset("market1501_partial", gradient)
@@ -301,11 +364,23 @@ def test_program_finds_a_data_set_by_its_name(gradient, tmp_path, monkeypatch, c
 
 
 def test_program_reports_errors_in_a_line(gradient, tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="^error: target_root should lie outside the source"):
-        run_program(monkeypatch, "--source", gradient, "--target", gradient)
-    (gradient / "query" / "0009_c1s1_000000_00.png").write_bytes(b"this is no image")
-    with pytest.raises(SystemExit, match=r"^error: cannot read the image '.*0009_c1s1_000000_00.png': [^\n]*$"):
-        run_program(monkeypatch, "--source", gradient, "--target", tmp_path / "part", "--workers", 1)
+    broken = gradient / "query" / "0009_c1s1_000000_00.png"
+    for target, message in (
+        (gradient, "error: target_root should lie outside the source"),
+        (tmp_path / "part", f"error: cannot read the image '{broken}': it is no image, .*; put a whole file in its"),
+    ):
+        broken.write_bytes(b"this is no image")
+        with pytest.raises(SystemExit) as caught:
+            run_program(monkeypatch, "--source", gradient, "--target", target, "--workers", 1)
+        assert caught.value.code == 2
+        assert re.match(message, capsys.readouterr().err.splitlines()[-1])
+    broken.unlink()
+    run_program(monkeypatch, "--source", gradient, "--target", tmp_path / "part", "--workers", 1)  # as it says
+    monkeypatch.setattr(partial_set, "make_partial_queries", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        run_program(monkeypatch, "--source", gradient, "--target", tmp_path / "part")
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.endswith("interrupted: the same command goes on where this one stopped\n")
     for flags, message in ((["--source", gradient], "--source needs --target"), ([], "one of the arguments"),
                            (["--dataset", "msmt17"], "invalid choice: 'msmt17'")):  # fmt: skip
         with pytest.raises(SystemExit):
