@@ -49,7 +49,7 @@ class AlignedReID(nn.Module):
             None starts from random weights.
         last_stride: stride of a ResNet's last stage: 2 as published; 1 gives twice as many stripes, and costs more.
         stripes: where evaluation takes its stripes from, "trunk" or "branch"; None for what the published class of
-            this backbone does.
+            this backbone does, which is "trunk" once a checkpoint without a local branch has been loaded.
 
     Raises:
         ValueError: an argument is out of range, or `weights` do not fit.
@@ -90,7 +90,8 @@ class AlignedReID(nn.Module):
             raise ValueError(f"local_dim should be at least 1, got {local_dim}")
         if stripes not in (None, "trunk", "branch"):
             raise ValueError(f"stripes should be 'trunk' or 'branch', got {stripes!r}")
-        self.backbone, self.stripes = backbone, stripes or PUBLISHED_STRIPES.get(backbone, "trunk")
+        self.backbone, self.as_published = backbone, stripes is None
+        self.stripes = stripes or PUBLISHED_STRIPES.get(backbone, "trunk")
         self.base, self.feature_dim = make_base(backbone, last_stride)
         self.classifier = nn.Linear(self.feature_dim, num_classes)
         self.bn = nn.BatchNorm2d(self.feature_dim)
@@ -100,8 +101,8 @@ class AlignedReID(nn.Module):
 
     @property
     def training_only(self) -> tuple[str, ...]:
-        """Beginnings of the names that evaluation does without."""
-        return ("bn.", "conv1.") if self.stripes == "trunk" else ()
+        """Beginnings of the names that a file may lack: those of the local branch, unless evaluation was to use it."""
+        return ("bn.", "conv1.") if self.stripes == "trunk" or self.as_published else ()
 
     def from_imagenet(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """ImageNet weights under the names they have in this model."""

@@ -87,7 +87,7 @@ def load_content(
     """What `load_checkpoint` does, with what has been read; `path` is for the messages."""
     state, skip = find_state_dict(content, path), tuple(skip)
     kind, found = kind_of(state), _described(state)
-    own, only = {}, ("",)
+    own, only, without_branch = {}, ("",), kind == ALIGNEDREID and _lacks_local_branch(state)
     if kind == _OLD_SHUFFLENET:
         raise ValueError(
             f"checkpoint {path} is of the published ShuffleNet, version 1, which no library keeps; the backbone "
@@ -96,7 +96,7 @@ def load_content(
     if replace_classifier:
         skip += getattr(model, "classifiers", ("classifier.", "fc."))
     if kind == ALIGNEDREID:
-        if _lacks_local_branch(state):
+        if without_branch:
             skip += getattr(model, "training_only", ())
         if "features.0.conv.weight" in state:  # so the published class calls Inception-v4's trunk
             state = {name.replace("features.", "base.", 1): tensor for name, tensor in state.items()}
@@ -110,7 +110,10 @@ def load_content(
             state = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in HEADS}
         own = model.from_imagenet({name: name for name in state})
         state, only = {name: state[theirs] for name, theirs in own.items()}, model.trunk
-    return fill(model, state, path, skip, found, own, only)
+    fill(model, state, path, skip, found, own, only)
+    if without_branch and hasattr(model, "stripes"):
+        model.stripes = "trunk"  # as the published classes do without a local branch
+    return model
 
 
 def fill(

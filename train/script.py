@@ -126,7 +126,10 @@ def start_from_weights(args: argparse.Namespace, model: nn.Module) -> None:
     if args.weights:
         path = args.weights if is_imagenet_name(args.weights) else find_input(args.weights, "weights")
         content = read_weights(model, path)
+        stripes = getattr(model, "stripes", None)
         load_content(model, content, path, replace_classifier=args.replace_classifier)
+        if stripes is not None:
+            model.stripes = stripes  # a local branch that the file lacks is trained from here on
         print(f"starts from {path}: {describe(content, path)}")
 
 

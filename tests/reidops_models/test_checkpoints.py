@@ -98,8 +98,7 @@ def test_the_classifier_alone_is_replaced(tmp_path, source):
 def test_features_from_a_published_file_are_those_of_the_published_class(tmp_path, monkeypatch, backbone, aligned):
     source, path = random_published(backbone=backbone, aligned=aligned), tmp_path / "checkpoint_ep300.pth.tar"
     save_published(source, path, monkeypatch, parallel=aligned)
-    model = AlignedReID(751, backbone, stripes=None if aligned else "trunk").eval()
-    load_checkpoint(model, path)
+    model = load_checkpoint(AlignedReID(751, backbone), path).eval()
     images = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         expected = source(images)

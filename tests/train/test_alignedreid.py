@@ -11,11 +11,11 @@ import torch
 import torchvision
 from PIL import Image
 
-from reidops_models import AlignedReID
+from reidops_models import AlignedReID, load_checkpoint
 from tests.train.checks import assert_picture, assert_table, scores
 from tests.train.conftest import SMALL
 from tests.train.data.cuhk03_files import draw_images
-from train import alignedreid
+from train import alignedreid, script
 from train.data import Sample, load_dataset, write_synthetic
 from train.evaluate import main as evaluate_file
 
@@ -326,6 +326,18 @@ def test_fine_tuning_on_other_identities(run_small, tmp_path, capsys):
     assert f"starts from {path}: {about}\n" in capsys.readouterr().out
     assert run_small(tmp_path / "test", "--evaluate", "--resume", path, "--stripes", "branch")["rows"]
     assert f"loaded {path}: {about}\n" in capsys.readouterr().out
+
+
+def test_a_local_branch_that_a_file_lacks_is_trained(tmp_path):
+    lacking = {name: x for name, x in AlignedReID(8, "resnet18").state_dict().items() if name[:2] not in ("bn", "co")}
+    torch.save({"state_dict": lacking}, tmp_path / "plain.pth")
+    model = AlignedReID(8, "resnet18")
+    model.stripes = "branch"  # as the published ResNet-101 has it
+    flags = ["--weights", str(tmp_path / "plain.pth")]
+    script.start_from_weights(alignedreid.make_parser().parse_args(flags), model)
+    assert model.stripes == "branch"
+    load_checkpoint(model, tmp_path / "plain.pth")
+    assert model.stripes == "trunk"
 
 
 def test_imagenet_weights_are_not_evaluated(run_small, tmp_path):
