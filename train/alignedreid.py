@@ -20,7 +20,7 @@ from reidops_models.backbones import BACKBONES
 from reidops_models.checkpoints import read_checkpoint
 from train import engine
 from train.data import ImageDataset, RandomIdentitySampler, ReIDDataset, test_transform, train_transform
-from train.domains import format_domains, read_domains, say_domains
+from train.domains import format_domains, read_data, say_domains
 from train.evaluate import (
     DISTANCES,
     DRAWS,
@@ -42,7 +42,6 @@ from train.script import (
     add_reranking_flags,
     add_test_sets_flag,
     add_weights_flags,
-    data_options,
     draw_all,
     files,
     keep_best,
@@ -51,9 +50,7 @@ from train.script import (
     one_line_errors,
     pick_device,
     prepare_folder,
-    read_dataset,
     report_epoch,
-    require_testable,
     run_epochs,
     settle_processor,
     start_from_weights,
@@ -148,10 +145,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None) -> dict:
     device, gpus = pick_device(args)
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if dataset is None and not (args.evaluate and args.test_on):
-        dataset = read_dataset(args)
-    tests = read_domains(args.test_on, args.root, dataset, data_options(args)) if args.test_on else [dataset]
-    require_testable(args, tests if args.evaluate or dataset in tests else [dataset, *tests])
+    dataset, tests = read_data(args, dataset)
     if args.save_features and len(tests) > 1:
         raise ValueError(f"--save-features writes the features of one data set, and --test-on names {len(tests)}")
     if not args.evaluate and args.train_batch == args.num_instances:

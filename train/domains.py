@@ -1,5 +1,6 @@
 """Which checkpoints are tested on which data sets, and the papers' table of a model on data sets it has not seen."""
 
+import argparse
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -10,6 +11,7 @@ from reidops_models.checkpoints import read_checkpoint
 from train.data import ReIDDataset, find_input, load_dataset, own_options
 from train.evaluate import DISTANCES
 from train.lines import one_line_warnings
+from train.script import data_options, read_dataset, require_testable
 
 # Data sets as the papers call them.
 TITLES = {
@@ -59,6 +61,28 @@ def _epoch_of(path: Path) -> int | None:
         return int(in_name[1])
     epoch = read_checkpoint(path).get("epoch")
     return epoch if type(epoch) is int else None
+
+
+def read_data(
+    args: argparse.Namespace, dataset: ReIDDataset | None = None
+) -> tuple[ReIDDataset | None, list[ReIDDataset]]:
+    """The data sets of a run, as its flags say, after their counts are printed.
+
+    Args:
+        args: with the data flags, evaluate and test_on.
+        dataset: the data, instead of what --dataset and --root name.
+
+    Returns:
+        What to train on, None where others are tested and nothing is trained; and what to test on.
+
+    Raises:
+        ValueError, OSError: a data set is not there, or cannot be tested on.
+    """
+    if dataset is None and not (args.evaluate and args.test_on):
+        dataset = read_dataset(args)
+    tests = read_domains(args.test_on, args.root, dataset, data_options(args)) if args.test_on else [dataset]
+    require_testable(args, tests if args.evaluate or dataset in tests else [dataset, *tests])
+    return dataset, tests
 
 
 def read_domains(

@@ -27,7 +27,7 @@ from reidops_models.backbones import RESNETS
 from reidops_models.checkpoints import find_state_dict, read_checkpoint
 from train import engine, processes
 from train.data import ImageDataset, RandomIdentitySampler, ReIDDataset, erasing_transform, test_transform
-from train.domains import checkpoints_in, format_domains, read_domains
+from train.domains import checkpoints_in, format_domains, read_data
 from train.evaluate import DRAWS, PROTOCOLS, Distances, Evaluation, evaluate, format_table
 from train.features import Features, FlipAveraged, extract_features, save_features
 from train.files import write_json
@@ -42,7 +42,6 @@ from train.script import (
     add_reranking_flags,
     add_test_sets_flag,
     add_weights_flags,
-    data_options,
     draw_all,
     files,
     keep_best,
@@ -52,9 +51,7 @@ from train.script import (
     pick_device,
     positive,
     prepare_folder,
-    read_dataset,
     report_epoch,
-    require_testable,
     run_epochs,
     settle_processor,
     start_from_weights,
@@ -139,10 +136,7 @@ def run(args: argparse.Namespace, dataset: ReIDDataset | None = None, device: to
     folder = Path(args.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = checkpoints_in(args.evaluate) if args.evaluate else [(None, args.max_epoch)]
-    if dataset is None and not (args.evaluate and args.test_on):
-        dataset = read_dataset(args)
-    tests = read_domains(args.test_on, args.root, dataset, data_options(args)) if args.test_on else [dataset]
-    require_testable(args, tests if args.evaluate or dataset in tests else [dataset, *tests])
+    dataset, tests = read_data(args, dataset)
     if args.save_features and len(checkpoints) * len(tests) > 1:
         raise ValueError(
             f"--save-features writes the features of one checkpoint on one data set, and there are {len(checkpoints)} "

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.train.checks import read_log, scores
-from tests.train.conftest import SMALL
+from tests.train.conftest import SMALL, runner
 from tests.train.test_processes import in_two
-from train import alignedreid, images, mudeep, processes
+from train import alignedreid, domains, images, mudeep, processes
 from train.data import ImageCache, cache, load_dataset
 from train.images import describe_skipped, open_images
 
@@ -20,8 +20,7 @@ TRAINING = ["--labelsmooth", "--eval-step", 1]
 
 
 def run(root, folder, *flags):
-    argv = [*SMALL, "--root", str(root), "--save-dir", str(folder), *map(str, flags)]
-    return alignedreid.run(alignedreid.make_parser().parse_args(argv))
+    return runner(alignedreid, SMALL, root)(folder, *flags)
 
 
 def pick(root, folder, count=3):
@@ -122,7 +121,7 @@ def test_a_missing_image_of_the_gallery_is_one_line(trained, people, tmp_path, c
     dataset = load_dataset("synthetic", people)
     gone = pick(people, "bounding_box_test")[0]
     gone.unlink()
-    monkeypatch.setattr(alignedreid, "read_dataset", lambda _: dataset)
+    monkeypatch.setattr(domains, "read_dataset", lambda _: dataset)
     argv = [*SMALL, "--save-dir", str(tmp_path), "-j", "1", "--evaluate", "--resume", str(trained[0] / "last.pth")]
     with pytest.raises(SystemExit) as caught:
         alignedreid.main(argv)
