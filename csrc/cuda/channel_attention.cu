@@ -99,20 +99,16 @@ class Parts {
   int channels_, rows_, images_;
 };
 
-// Rows of (batch, channels, width) tensors as the products take them: from the part's first image on, all of them or the
-// part's own.
-Matrices all_rows(const Tensor& t, const Part& part, bool turned) {
-  const int64_t width = t.size(2), size = part.channels * width;
-  const int64_t bytes = t.scalar_type() == ScalarType::Double ? 8 : t.scalar_type() == ScalarType::Float ? 4 : 2;
-  const auto* values = static_cast<const unsigned char*>(t.const_data_ptr()) + part.image * size * bytes;
-  return {values, t.scalar_type(), width, size, turned};
+// Rows of (batch, channels, width) tensors as the products take them, from the part's first image on: those from `row` on.
+Matrices rows_from(const Tensor& t, const Part& part, int row, bool turned) {
+  const ScalarType type = t.scalar_type();
+  const int64_t width = t.size(2), bytes = type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+  const auto* values = static_cast<const unsigned char*>(t.const_data_ptr());
+  return {values + (part.image * part.channels + row) * width * bytes, type, width, part.channels * width, turned};
 }
-Matrices part_rows(const Tensor& t, const Part& part) {
-  Matrices rows = all_rows(t, part, false);
-  const int64_t bytes = t.scalar_type() == ScalarType::Double ? 8 : t.scalar_type() == ScalarType::Float ? 4 : 2;
-  rows.values = static_cast<const unsigned char*>(rows.values) + part.row * rows.pitch * bytes;
-  return rows;
-}
+Matrices all_rows(const Tensor& t, const Part& part, bool turned) { return rows_from(t, part, 0, turned); }
+Matrices part_rows(const Tensor& t, const Part& part) { return rows_from(t, part, part.row, false); }
+
 // (images, rows, pitch) of the part, whatever they are.
 Matrices part_scores(const Tensor& t, const Part& part, bool turned) {
   return {t.const_data_ptr(), t.scalar_type(), part.pitch, part.rows * part.pitch, turned};

@@ -104,11 +104,7 @@ __global__ void __launch_bounds__(kAttendThreads, sizeof(A) == 8 ? 2 : 4)
   const int64_t image = part.image + blockIdx.y;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    A top = highest[r];
-    for (int step = kWarp / 2; step > 0; step /= 2) {
-      const A other = __shfl_xor_sync(kAllLanes, top, step);
-      top = other > top ? other : top;
-    }
+    const A top = warp_max(highest[r]);
     // Of a lane without columns, or with none above minus infinity, nothing counts.
     const A factor = highest[r] == -std::numeric_limits<A>::infinity() ? A(0) : exponential<T>(highest[r] - top);
     const A share = A(1) / warp_sum(sum[r] * factor);
@@ -154,10 +150,7 @@ __global__ void __launch_bounds__(kWeighThreads)
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) top = line.values[e] > top ? line.values[e] : top;
   }
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const A other = __shfl_xor_sync(kAllLanes, top, step);
-    top = other > top ? other : top;
-  }
+  top = warp_max(top);
   A sum = A(0);
   for (int column = lane * kWidth; column < part.channels; column += kWarp * kWidth) {
     const auto line = line_at(column);

@@ -143,6 +143,16 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
+// The largest of the warp's numbers, the same in every lane; a NaN is passed over where it is another lane's.
+template <typename T>
+__device__ __forceinline__ T warp_max(T value) {
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const T other = __shfl_xor_sync(kAllLanes, value, step);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
 // The sum of the values up to this lane's.
 template <typename T>
 __device__ __forceinline__ T scan_in_warp(T value) {

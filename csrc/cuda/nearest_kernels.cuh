@@ -156,10 +156,7 @@ struct NearestSide {
 template <typename T>
 __device__ __forceinline__ void raise_maximum(const NearestSide<T>& side, int64_t point, T largest) {
   if (side.maximum == nullptr) return;
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const T other = __shfl_xor_sync(kAllLanes, largest, step);
-    largest = other > largest ? other : largest;
-  }
+  largest = warp_max(largest);
   if (threadIdx.x % kWarp == 0 && largest > side.maximum[point]) side.maximum[point] = largest;
 }
 
