@@ -143,7 +143,7 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-// The largest of the warp's numbers, the same in every lane; a NaN is passed over where it is another lane's.
+// The largest of the warp's numbers, the same in every lane that has a number: a NaN stays where it is.
 template <typename T>
 __device__ __forceinline__ T warp_max(T value) {
   for (int step = kWarp / 2; step > 0; step /= 2) {
